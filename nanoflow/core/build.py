@@ -1,0 +1,186 @@
+"""From a config to an engine: the one place that knows in which order its parts come to be."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from nanoflow.core import checkpoint
+from nanoflow.core.config import Config, EngineConfig
+from nanoflow.core.engine import Engine
+from nanoflow.core.errors import CheckpointError, ConfigError
+from nanoflow.core.interfaces import (
+    AttentionBackend,
+    AttentionContext,
+    BlockManagerContext,
+    ModelArch,
+    ModelContext,
+    SchedulerContext,
+)
+from nanoflow.core.registry import Registry
+from nanoflow.core.runner import ModelRunner
+from nanoflow.core.tokenizer import Tokenizer
+
+GIB = 2**30
+CPU_KV_CACHE_BYTES = 2 * GIB
+
+
+def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, str]]:
+    """Build all parts of an engine.
+
+    Returns:
+        The engine, and what it is made of: checkpoint, a plugin name for each role, device and dtype.
+
+    Raises:
+        NanoflowError: an option, a checkpoint or a plugin that can't be used, in one sentence.
+    """
+    options = config.engine
+    folder = checkpoint.resolve(config.checkpoint)
+    hf_config = HFConfig(checkpoint.read_config(folder))
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, hf_config, device)
+    max_model_len = pick_max_model_len(options.max_model_len, hf_config)
+
+    model_entry, model_options = registry.model_for(config.model, hf_config.get("architectures") or [])
+    model_context = ModelContext(hf_config, dtype, device, max_model_len)
+    with torch.inference_mode():
+        model: ModelArch = model_entry.component.build(model_options, model_context)
+        if options.load_format == "dummy":
+            checkpoint.fill_random(model.weights(), options.seed)
+        else:
+            checkpoint.load_weights(folder, model.weights())
+
+    attention_context = AttentionContext(
+        num_layers=model.num_layers, num_heads=model.num_heads, num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim, scale=model.scale, block_size=options.block_size, dtype=dtype, device=device,
+    )  # fmt: skip
+    attention_entry, attention_options = registry.resolve("attention", config.attention, attention_context)
+    attention: AttentionBackend = attention_entry.component.build(attention_options, attention_context)
+    num_blocks = pick_num_blocks(options, attention.bytes_per_block, device)
+    attention.allocate(num_blocks)
+
+    blocks_context = BlockManagerContext(num_blocks, options.block_size)
+    blocks_entry, blocks_options = registry.resolve("block_manager", config.block_manager, blocks_context)
+    block_manager = blocks_entry.component.build(blocks_options, blocks_context)
+    scheduler_context = SchedulerContext(block_manager, max_model_len)
+    scheduler_entry, scheduler_options = registry.resolve("scheduler", config.scheduler, scheduler_context)
+    scheduler = scheduler_entry.component.build(scheduler_options, scheduler_context)
+
+    runner = ModelRunner(
+        model,
+        attention,
+        device=device,
+        block_size=options.block_size,
+        max_num_seqs=scheduler.max_num_seqs,
+        max_model_len=max_model_len,
+    )
+    tokenizer = Tokenizer.load(folder)
+    eos_token_ids = checkpoint.eos_token_ids(folder, hf_config)
+    if tokenizer and tokenizer.eos_token_id is not None:
+        eos_token_ids |= {tokenizer.eos_token_id}
+    overlap = device.type != "cpu" if options.overlap is None else options.overlap
+    engine = Engine(
+        runner=runner,
+        scheduler=scheduler,
+        block_manager=block_manager,
+        tokenizer=tokenizer,
+        vocab_size=model.vocab_size,
+        max_model_len=max_model_len,
+        eos_token_ids=eos_token_ids,
+        seed=options.seed,
+        depth=1 if overlap else 0,
+    )
+    return engine, {
+        "checkpoint": str(config.checkpoint),
+        "model": model_entry.component.name,
+        "attention": attention_entry.component.name,
+        "scheduler": scheduler_entry.component.name,
+        "block_manager": blocks_entry.component.name,
+        "device": device_name(device),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+class HFConfig(dict[str, Any]):
+    """A checkpoint's config.json, in which a key that the model needs and that is absent is the user's to mend."""
+
+    def __missing__(self, key: str) -> Any:
+        raise CheckpointError(f"The checkpoint's config.json has no {key!r}, which its architecture needs.")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is a GPU if there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"engine.device must be auto, cpu, cuda or cuda:N, got {name!r}.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"engine.device={name} asks for a GPU, but there are {torch.cuda.device_count()} here; use cpu."
+        )
+    return device
+
+
+def pick_dtype(name: str, hf_config: dict[str, Any], device: torch.device) -> torch.dtype:
+    """The dtype of that name. `auto`: float32 on a CPU, else the checkpoint's, where float32 becomes bfloat16."""
+    if name == "auto":
+        stored = hf_config.get("dtype") or hf_config.get("torch_dtype") or "bfloat16"
+        name = "float32" if device.type == "cpu" else "bfloat16" if stored == "float32" else stored
+    return getattr(torch, name)
+
+
+def pick_max_model_len(wanted: int | None, hf_config: dict[str, Any]) -> int:
+    """The longest sequence, prompt and output together.
+
+    Raises:
+        ConfigError: more than the model has positions for.
+    """
+    limit = hf_config["max_position_embeddings"]
+    if wanted is not None and wanted > limit:
+        raise ConfigError(f"engine.max_model_len is {wanted}, but the checkpoint serves at most {limit} tokens.")
+    return wanted or limit
+
+
+def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.device) -> int:
+    """How many blocks the KV cache has: as told, or as many as fit into the memory that is left for it.
+
+    Raises:
+        ConfigError: not even one block fits.
+    """
+    if options.num_kv_blocks is not None:
+        return options.num_kv_blocks
+    if options.kv_cache_gib is not None:
+        size = int(options.kv_cache_gib * GIB)
+    elif device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        size = int(free - (1 - options.gpu_memory_utilization) * total)
+    else:
+        size = min(CPU_KV_CACHE_BYTES, _free_memory() // 4)
+    if size < bytes_per_block:
+        raise ConfigError(
+            f"There is room for {max(0, size)} bytes of KV cache, but one block takes {bytes_per_block}; raise "
+            f"engine.kv_cache_gib or engine.gpu_memory_utilization, or free memory."
+        )
+    return size // bytes_per_block
+
+
+def device_name(device: torch.device) -> str:
+    """What to call the device in reports."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _free_memory() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not on every system
+        return 4 * CPU_KV_CACHE_BYTES

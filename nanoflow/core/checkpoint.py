@@ -1,0 +1,154 @@
+"""Checkpoints: a folder or a Hub id -> a local folder -> config, and safetensors -> parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nanoflow.core.config import BUNDLED_CHECKPOINT
+from nanoflow.core.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+def resolve(name: str) -> Path:
+    """The local folder of a checkpoint: the bundled one, a folder, or a Hub repository (downloaded, or from its cache).
+
+    Raises:
+        CheckpointError: no such folder, and no such repository that can be reached.
+    """
+    if name == BUNDLED_CHECKPOINT:
+        return Path(__file__).parent.parent / "assets" / BUNDLED_CHECKPOINT
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise CheckpointError(f"Checkpoint {name!r} is a file; name the folder that it lies in.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FILES))
+    except HFValidationError:
+        raise CheckpointError(
+            f"Checkpoint {name!r} does not exist: there is no such folder, and it is no Hub id."
+        ) from None
+    except Exception as error:  # the Hub's client lets many kinds through, its transport's among them
+        raise CheckpointError(
+            f"Checkpoint {name!r} is not a folder here and could not be had from the Hub "
+            f"({type(error).__name__}); check the name, the network, or HF_HUB_OFFLINE."
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checkpoint's config.json.
+
+    Raises:
+        CheckpointError: it is missing or is no JSON object.
+    """
+    return _read_json(folder / "config.json")
+
+
+def eos_token_ids(folder: Path, hf_config: dict[str, Any]) -> frozenset[int]:
+    """End-of-sequence ids by config.json and generation_config.json."""
+    sources = [hf_config]
+    if (folder / "generation_config.json").exists():
+        sources.append(_read_json(folder / "generation_config.json"))
+    ids: set[int] = set()
+    for source in sources:
+        value = source.get("eos_token_id")
+        ids |= {value} if isinstance(value, int) else set(value or ())
+    return frozenset(ids)
+
+
+def load_weights(folder: Path, targets: dict[str, torch.Tensor | None]) -> None:
+    """Copy every tensor of the checkpoint into its target, one at a time, straight from the mapped file.
+
+    Args:
+        folder: holds one `*.safetensors` file, or several with an index.
+        targets: as from `ModelArch.weights`; filled in place, converted to their dtype.
+
+    Raises:
+        CheckpointError: a file that is missing or corrupt, tensors that are missing, unknown or of a wrong shape.
+    """
+    missing = {name for name, target in targets.items() if target is not None}
+    for file in _weight_files(folder):
+        for name, tensor in _read_tensors(file):
+            if name not in targets and name.endswith(".rotary_emb.inv_freq"):
+                continue  # old checkpoints hold it; it follows from the config
+            if name not in targets:
+                raise CheckpointError(f"{file} holds {name!r}, which the model has no place for.")
+            target = targets[name]
+            if target is None:
+                continue
+            if target.shape != tensor.shape:
+                raise CheckpointError(
+                    f"{file}: {name!r} has shape {list(tensor.shape)}, but config.json asks for {list(target.shape)}."
+                )
+            target.copy_(tensor)
+            missing.discard(name)
+    if missing:
+        names = ", ".join(sorted(missing)[:3])
+        raise CheckpointError(
+            f"The checkpoint in {folder} lacks {len(missing)} tensors that the model needs: {names}, ..."
+        )
+
+
+def fill_random(targets: dict[str, torch.Tensor | None], seed: int) -> None:
+    """Random weights for `load_format=dummy`: norms 1, biases 0, the rest normal with deviation 0.02."""
+    for index, (name, target) in enumerate(targets.items()):
+        if target is None:
+            continue
+        if target.dim() == 1:
+            target.fill_(0.0 if name.endswith(".bias") else 1.0)
+        else:
+            generator = torch.Generator(target.device).manual_seed(seed + index)
+            target.normal_(0.0, 0.02, generator=generator)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / INDEX).exists():
+        weight_map = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{folder / INDEX} has no weight_map; the checkpoint is incomplete.")
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+        for file in files:
+            if not file.exists():
+                raise CheckpointError(f"{file} is missing, though {INDEX} names it; copy the whole checkpoint.")
+        return files
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(
+            f"There are no *.safetensors files in {folder}; to run without weights set engine.load_format=dummy."
+        )
+    return files
+
+
+def _read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                yield name, tensors.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is not a readable safetensors file ({error}); copy it again.") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{file} is missing; a checkpoint is a folder with config.json and safetensors."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} can't be read as JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file} holds no JSON object.")
+    return value

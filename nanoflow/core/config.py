@@ -1,0 +1,163 @@
+"""Every option and its default, and nothing else: the only home of defaults.
+
+The dataclasses are frozen and check themselves, whoever fills them: the command line (through Hydra), `LLM(...)` or a
+test. Plugins keep their own options in a dataclass of the same kind, next to their code. Field comments are shown by
+`run --help`: keep them to one line.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from nanoflow.core.errors import ConfigError
+
+BUNDLED_CHECKPOINT = "bard"
+ROLES = ("model", "attention", "scheduler", "block_manager")
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with a default and the line that `--help` prints for it."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+def require(condition: bool, name: str, value: object, expected: str) -> None:
+    """Raise `ConfigError` naming the option, its value and what would be right, unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{name} must be {expected}, got {value!r}.")
+
+
+def is_int(value: object) -> bool:
+    """Whether `value` is an integer; `True` is not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite real number; NaN, infinities and `True` are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of one request are chosen. Names and defaults follow vLLM's `SamplingParams`.
+
+    Filters apply in the order of transformers' logits processors: temperature, top_k, top_p, min_p.
+
+    Raises:
+        ConfigError: a value out of its range; the message names the field, the value and the range.
+    """
+
+    temperature: float = option(1.0, "0 is greedy; higher is more random")
+    top_p: float = option(1.0, "keep the likeliest tokens that hold this share of probability, in (0, 1]")
+    top_k: int = option(0, "keep this many likeliest tokens; 0 or -1 keeps all")
+    min_p: float = option(0.0, "drop tokens less likely than this share of the likeliest, in [0, 1]")
+    seed: int | None = option(None, "the same seed draws the same tokens in any batch; null: from engine.seed")
+    max_tokens: int | None = option(16, "most tokens to generate; null: up to max_model_len")
+    min_tokens: int = option(0, "no stop token or stop string ends the request before this many tokens")
+    stop: list[str] | None = option(None, "strings that end the request; not part of its text")
+    stop_token_ids: list[int] | None = option(None, "token ids that end the request")
+    ignore_eos: bool = option(False, "go on after the end-of-sequence token")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", [self.stop])
+        require(is_number(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "a number >= 0")
+        require(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "a number in (0, 1]")
+        require(
+            is_int(self.top_k) and self.top_k >= -1, "top_k", self.top_k, "an integer >= 1, or 0 or -1 for all tokens"
+        )
+        require(is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "a number in [0, 1]")
+        require(self.seed is None or is_int(self.seed), "seed", self.seed, "an integer or None")
+        require(self.max_tokens is None or (is_int(self.max_tokens) and self.max_tokens >= 1), "max_tokens",
+                self.max_tokens, "an integer >= 1, or None for as many as fit")  # fmt: skip
+        require(is_int(self.min_tokens) and self.min_tokens >= 0, "min_tokens", self.min_tokens, "an integer >= 0")
+        require(self.max_tokens is None or self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens,
+                f"at most max_tokens ({self.max_tokens})")  # fmt: skip
+        require(_list_of(self.stop, lambda s: isinstance(s, str) and s != ""), "stop", self.stop,
+                "a non-empty string or a list of them")  # fmt: skip
+        require(_list_of(self.stop_token_ids, lambda i: is_int(i) and i >= 0), "stop_token_ids", self.stop_token_ids,
+                "a list of integers >= 0")  # fmt: skip
+        require(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "true or false")
+
+
+def _list_of(value: object, accepts: Any) -> bool:
+    return value is None or (isinstance(value, list | tuple) and all(accepts(item) for item in value))
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Options of the engine itself, whatever the plugins.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    dtype: str = option("auto", "auto | float32 | float16 | bfloat16; auto: float32 on a CPU, else the checkpoint's")
+    device: str = option("auto", "auto | cpu | cuda | cuda:N; auto: a GPU if there is one")
+    seed: int = option(0, "seeds requests that have no seed of their own, and dummy weights")
+    max_model_len: int | None = option(None, "most tokens of prompt and output together; null: what the model allows")
+    block_size: int = option(16, "tokens in a block of the KV cache")
+    num_kv_blocks: int | None = option(None, "blocks in the KV cache; null: from kv_cache_gib or the memory there is")
+    kv_cache_gib: float | None = option(None, "size of the KV cache in GiB; null: from the memory there is")
+    gpu_memory_utilization: float = option(0.9, "share of the GPU's memory that this engine may use, in (0, 1]")
+    load_format: str = option("auto", "auto: the checkpoint's weights | dummy: random ones, config.json is enough")
+    overlap: bool | None = option(None, "schedule the next step while one runs; null: on a GPU")
+
+    def __post_init__(self) -> None:
+        for name, choices in {
+            "dtype": ("auto", "float32", "float16", "bfloat16"),
+            "load_format": ("auto", "dummy"),
+        }.items():
+            require(
+                getattr(self, name) in choices, f"engine.{name}", getattr(self, name), "one of " + ", ".join(choices)
+            )
+        for name in ("max_model_len", "num_kv_blocks"):
+            value = getattr(self, name)
+            require(value is None or (is_int(value) and value >= 1), f"engine.{name}", value, "an integer >= 1 or null")
+        require(is_int(self.seed), "engine.seed", self.seed, "an integer")
+        require(
+            is_int(self.block_size) and self.block_size >= 1, "engine.block_size", self.block_size, "an integer >= 1"
+        )
+        require(self.kv_cache_gib is None or (is_number(self.kv_cache_gib) and self.kv_cache_gib > 0),
+                "engine.kv_cache_gib", self.kv_cache_gib, "a number > 0 or null")  # fmt: skip
+        require(is_number(self.gpu_memory_utilization) and 0 < self.gpu_memory_utilization <= 1,
+                "engine.gpu_memory_utilization", self.gpu_memory_utilization, "a number in (0, 1]")  # fmt: skip
+        require(
+            self.overlap is None or isinstance(self.overlap, bool),
+            "engine.overlap",
+            self.overlap,
+            "true, false or null",
+        )
+
+
+@dataclass(frozen=True)
+class PluginChoice:
+    """Which plugin serves a role, and options for it.
+
+    Attributes:
+        name: the plugin's name, or `auto` to let the engine choose.
+        options: values for fields of the plugin's config dataclass; what is absent keeps its default.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that is needed to build an engine."""
+
+    checkpoint: str = BUNDLED_CHECKPOINT
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    model: PluginChoice = PluginChoice("auto")
+    attention: PluginChoice = PluginChoice("auto")
+    scheduler: PluginChoice = PluginChoice("fcfs")
+    block_manager: PluginChoice = PluginChoice("prefix")
+
+
+def field_names(config: type) -> list[str]:
+    """The names of a config dataclass's fields, in order."""
+    return [f.name for f in fields(config)]

@@ -1,0 +1,192 @@
+"""The engine: owns the loop, and the way of a request from its tokens to its output."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import xxhash
+
+from nanoflow.core.config import SamplingParams
+from nanoflow.core.errors import NanoflowError, RequestError
+from nanoflow.core.interfaces import BlockManager, Scheduler
+from nanoflow.core.runner import ModelRunner, PendingStep
+from nanoflow.core.text import OutputText
+from nanoflow.core.tokenizer import Tokenizer
+from nanoflow.core.types import Batch, CompletionOutput, EngineStats, RequestMetrics, RequestOutput, Sequence
+
+
+class Engine:
+    """Runs requests to their end, a step at a time.
+
+    Args:
+        runner: computes batches.
+        scheduler: makes them.
+        block_manager: the scheduler's; asked for its size and its counters.
+        tokenizer: turns output into text; None leaves texts empty.
+        vocab_size: V; token ids must lie below it.
+        max_model_len: most tokens in a sequence.
+        eos_token_ids: ids that end a request unless it ignores them.
+        seed: where requests without a seed get theirs from, with their number.
+        depth: steps that may be in flight while the next is scheduled: 1 overlaps host and device, 0 does not.
+    """
+
+    def __init__(
+        self, *, runner: ModelRunner, scheduler: Scheduler, block_manager: BlockManager, tokenizer: Tokenizer | None,
+        vocab_size: int, max_model_len: int, eos_token_ids: frozenset[int], seed: int, depth: int,
+    ) -> None:  # fmt: skip
+        self.runner = runner
+        self.scheduler = scheduler
+        self.block_manager = block_manager
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.max_model_len = max_model_len
+        self.eos_token_ids = eos_token_ids
+        self.seed = seed
+        self.depth = depth
+        self.requests: dict[str, tuple[Sequence, OutputText]] = {}
+        self.in_flight: deque[tuple[Batch, PendingStep]] = deque()
+        self.num_requests = 0
+        self.failure: BaseException | None = None
+        self._stats = EngineStats()
+
+    def add_request(
+        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, prompt: str | None = None
+    ) -> None:
+        """Queue a request; `step` brings its output.
+
+        Args:
+            request_id: not that of an unfinished request.
+            prompt_token_ids: at least one id, each below the vocabulary's size.
+            params: how to sample.
+            prompt: its text, to be handed through to the output.
+
+        Raises:
+            RequestError: it can't be served, with the numbers. Nothing has changed then.
+            NanoflowError: the engine failed in an earlier step.
+        """
+        if self.failure is not None:
+            raise NanoflowError(f"The engine stopped at an earlier error ({self.failure!r}); make a new one.")
+        if request_id in self.requests:
+            raise RequestError(f"There is an unfinished request {request_id!r} already; ids must differ.")
+        max_tokens = self.check_request(prompt_token_ids, params)
+        eos_token_ids = frozenset() if params.ignore_eos else self.eos_token_ids
+        seed = params.seed
+        if seed is None:
+            seed = xxhash.xxh3_64_intdigest(f"{self.seed}/{self.num_requests}".encode())
+        sequence = Sequence(
+            request_id,
+            prompt_token_ids,
+            params,
+            max_tokens=max_tokens,
+            stop_token_ids=eos_token_ids | frozenset(params.stop_token_ids or ()),
+            seed=(seed + 2**63) % 2**64 - 2**63,
+        )
+        self.num_requests += 1
+        self.requests[request_id] = sequence, OutputText(self.tokenizer, sequence, prompt)
+        self.scheduler.add(sequence)
+
+    def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
+        """The most tokens that the request may generate.
+
+        Raises:
+            RequestError: it could never be served, with the numbers.
+        """
+        length = len(prompt_token_ids)
+        if length == 0:
+            raise RequestError("The prompt is empty; give at least one token.")
+        if length >= self.max_model_len:
+            raise RequestError(
+                f"The prompt has {length} tokens, but max_model_len is {self.max_model_len}, of which at least one must "
+                f"be left for the output; shorten the prompt to {self.max_model_len - 1} tokens."
+            )
+        for token_id in (min(prompt_token_ids), max(prompt_token_ids), *(params.stop_token_ids or ())):
+            if not 0 <= token_id < self.vocab_size:
+                raise RequestError(
+                    f"Token id {token_id} is not in the vocabulary; ids go from 0 to {self.vocab_size - 1}."
+                )
+        room = self.max_model_len - length
+        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        # The last token is sampled and never computed, so it needs no place in the cache.
+        size, needed = self.block_manager.block_size, length + max_tokens - 1
+        if -(-needed // size) > self.block_manager.num_blocks:
+            raise RequestError(
+                f"The request needs a KV cache of {needed} tokens (prompt {length}, output up to {max_tokens}), but there "
+                f"are {self.block_manager.num_blocks} blocks of {size} tokens; shorten it, or raise engine.num_kv_blocks."
+            )
+        return max_tokens
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """End a request now; returns what it has, or None if there is no such unfinished request."""
+        if request_id not in self.requests:
+            return None
+        sequence = self.scheduler.abort(request_id)
+        assert sequence is not None, f"the scheduler does not know {request_id!r}"
+        sequence.finish("abort")
+        return self._end(sequence)
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether `step` has anything left to do."""
+        return bool(self.requests)
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counts since the engine was built."""
+        self._stats.num_queried_tokens = self.block_manager.num_queried_tokens
+        self._stats.num_hit_tokens = self.block_manager.num_hit_tokens
+        return self._stats
+
+    def step(self) -> list[RequestOutput]:
+        """Schedule and submit the next step, then take the result of the oldest one; returns requests that ended."""
+        try:
+            batch = self.scheduler.schedule()
+            if batch is not None:
+                self.in_flight.append((batch, self.runner.submit(batch)))
+                self._count(batch)
+            if batch is None or len(self.in_flight) > self.depth:
+                return self._take()
+            return []
+        except BaseException as error:  # even an interrupt leaves a batch half done, and blocks marked as filled
+            self.failure = error
+            raise
+
+    def _take(self) -> list[RequestOutput]:
+        """Append the oldest step's tokens to its sequences, and end those that are done."""
+        assert self.in_flight, f"the scheduler has {len(self.requests)} unfinished requests and runs none of them"
+        batch, step = self.in_flight.popleft()
+        sampling = [s for s, samples in zip(batch.sequences, batch.samples, strict=True) if samples]
+        for sequence, token_id in zip(sampling, step.result(), strict=True):
+            if not sequence.is_finished:
+                sequence.append_token(token_id)
+                self.requests[sequence.request_id][1].update()
+                self._stats.num_output_tokens += 1
+        return [self._end(sequence) for sequence in self.scheduler.update(batch)]
+
+    def _end(self, sequence: Sequence) -> RequestOutput:
+        self.runner.release(sequence)
+        _, text = self.requests.pop(sequence.request_id)
+        completion = CompletionOutput(
+            index=0,
+            text=text.final(),
+            token_ids=sequence.output_token_ids,
+            finish_reason=sequence.finish_reason,
+            stop_reason=sequence.stop_reason,
+        )
+        return RequestOutput(
+            request_id=sequence.request_id,
+            prompt=text.prompt,
+            prompt_token_ids=sequence.token_ids[: sequence.num_prompt_tokens],
+            outputs=[completion],
+            finished=True,
+            num_cached_tokens=max(0, sequence.num_cached_tokens),
+            metrics=RequestMetrics(
+                sequence.arrival_time, sequence.first_token_time, sequence.finish_time, sequence.num_preemptions
+            ),
+        )
+
+    def _count(self, batch: Batch) -> None:
+        num_decodes = batch.num_decodes
+        self._stats.num_steps += 1
+        self._stats.num_decode_tokens += num_decodes
+        self._stats.num_prefill_tokens += sum(batch.num_tokens) - num_decodes
+        self._stats.num_preemptions += len(batch.preempted)

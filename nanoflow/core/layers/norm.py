@@ -1,0 +1,32 @@
+"""Root-mean-square norm, alone or fused with the residual addition before it."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nanoflow.core.interfaces import ModelContext
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) * weight over the last dim (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, context: ModelContext, size: int, eps: float) -> None:
+        super().__init__()
+        self.size = (size,)
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size, dtype=context.dtype, device=context.device), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.size, self.weight, self.eps)
+
+    def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of `x + residual`, and that sum, which is the next residual. None stands for x = 0."""
+        if x is not None:
+            residual = x + residual
+        return self.forward(residual), residual
+
+    def weights(self, prefix: str) -> dict[str, torch.Tensor]:
+        """The checkpoint tensor `prefix` + "weight"."""
+        return {f"{prefix}weight": self.weight}

@@ -1,0 +1,240 @@
+"""From a name in a config to a plugin: load plugins, resolve names, explain failures. It names no plugin itself.
+
+Built-in plugins (the packages in `nanoflow.plugins`) and third-party ones (entry points in the group `nanoflow`) come
+in through the same hooks. A broken third-party plugin is reported and left out, so that it can't take the host down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+import pluggy
+
+from nanoflow import __version__
+from nanoflow.core import hookspecs
+from nanoflow.core.config import ROLES, PluginChoice, field_names
+from nanoflow.core.errors import ConfigError, PluginError, did_you_mean
+from nanoflow.core.interfaces import Component
+
+HOOKS = dict(zip(ROLES, ("nanoflow_models", "nanoflow_attention_backends", "nanoflow_schedulers",
+                         "nanoflow_block_managers"), strict=True))  # fmt: skip
+AUTO = "auto"
+
+
+class EntryPoint(Protocol):
+    """The part of `importlib.metadata.EntryPoint` that the registry uses."""
+
+    name: str
+    dist: Any
+
+    def load(self) -> Any:
+        """Import what the entry point names."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An installed plugin component and the package that brought it."""
+
+    role: str
+    component: Component
+    package: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"{self.role}={self.component.name} from {self.package} {self.version}"
+
+
+class Registry:
+    """All installed plugins. Make one with `Registry.load()`; it is never changed afterwards.
+
+    Attributes:
+        problems: one sentence for each plugin that could not be loaded.
+        config_packages: packages whose folders mirror `conf/`, third-party ones in the order of their entry points.
+    """
+
+    def __init__(self, entries: Iterable[Entry], config_packages: list[str], problems: list[str]) -> None:
+        self.config_packages = config_packages
+        self.problems = problems
+        self._entries: dict[str, dict[str, Entry]] = {role: {} for role in ROLES}
+        for entry in entries:
+            if twin := self._entries[entry.role].get(entry.component.name):
+                raise PluginError(
+                    f"Two plugins are called {entry.role}={entry.component.name}: one from {twin.package} "
+                    f"{twin.version}, one from {entry.package} {entry.version}; uninstall or rename one of them."
+                )
+            self._entries[entry.role][entry.component.name] = entry
+
+    @classmethod
+    def load(cls, *, strict: bool = False, extra: Iterable[EntryPoint] | None = None) -> Registry:
+        """Load built-in plugins and those of installed packages.
+
+        Args:
+            strict: raise the first problem instead of going on without the plugin.
+            extra: entry points to use in place of the installed ones.
+
+        Raises:
+            PluginError: two plugins of one role share a name; or, if `strict`, a plugin can't be loaded.
+        """
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        sources: dict[str, tuple[str, str]] = {}
+        problems: list[str] = []
+        for name in _builtin_packages():
+            manager.register(import_module(name), name)
+            sources[name] = (hookspecs.PROJECT, __version__)
+        for point in entry_points(group=hookspecs.PROJECT) if extra is None else extra:
+            package = point.dist.name if point.dist else "unknown package"
+            version = point.dist.version if point.dist else "?"
+            try:
+                manager.register(point.load(), point.name)
+                manager.check_pending()
+            except Exception as error:
+                _drop(manager, point.name)
+                problem = f"Plugin {point.name!r} of {package} {version} was left out: {_why(error)}"
+                if strict:
+                    raise PluginError(problem) from error
+                problems.append(problem)
+            else:
+                sources[point.name] = (package, version)
+        entries, packages = [], []
+        for name, (package, version) in sources.items():
+            try:
+                found = list(_components(manager, name))
+                folders = _call(manager, "nanoflow_config_packages", name)
+            except Exception as error:
+                problem = f"Plugin {name!r} of {package} {version} was left out: {_why(error)}"
+                if strict:
+                    raise PluginError(problem) from error
+                problems.append(problem)
+                continue
+            entries += [Entry(role, component, package, version) for role, component in found]
+            packages += folders
+        return cls(entries, packages, problems)
+
+    def entries(self, role: str) -> list[Entry]:
+        """The role's plugins by falling priority, then name."""
+        return sorted(self._entries[role].values(), key=lambda e: (-e.component.priority, e.component.name))
+
+    def get(self, role: str, name: str) -> Entry:
+        """The plugin of that name.
+
+        Raises:
+            PluginError: there is none; the message lists what there is.
+        """
+        entry = self._entries[role].get(name)
+        if entry is None:
+            known = sorted(self._entries[role])
+            raise PluginError(
+                f"There is no {role} called {name!r}; installed are: {', '.join(known) or 'none'}.{did_you_mean(name, known)}"
+            )
+        return entry
+
+    def options(self, entry: Entry, options: dict[str, Any]) -> Any:
+        """An instance of the plugin's config dataclass with `options` set.
+
+        Raises:
+            ConfigError: an option that the plugin doesn't have, or a value that it refuses.
+        """
+        known = field_names(entry.component.config)
+        for name in options:
+            if name not in known:
+                has = f"it has: {', '.join(known)}" if known else "it has no options"
+                raise ConfigError(
+                    f"{entry.role}={entry.component.name} has no option {name!r}; {has}.{did_you_mean(name, known)}"
+                )
+        return entry.component.config(**options)
+
+    def resolve(self, role: str, choice: PluginChoice, context: Any) -> tuple[Entry, Any]:
+        """The plugin for `choice` that can serve `context`, and its config.
+
+        `auto` takes the one of the highest priority that is available and supports the context. For models, whose
+        architecture is a question of its own, see `model_for`.
+
+        Raises:
+            PluginError: unknown name, or it can't serve here, with the reason.
+            ConfigError: options that it doesn't have.
+        """
+        if choice.name != AUTO:
+            entry = self.get(role, choice.name)
+            config = self.options(entry, choice.options)
+            if reason := entry.component.available() or entry.component.supports(config, context):
+                raise PluginError(f"{role}={choice.name} can't be used here: {reason}")
+            return entry, config
+        if choice.options:
+            raise ConfigError(f"{role}=auto takes no options; name the {role} that {', '.join(choice.options)} is for.")
+        reasons = []
+        for entry in self.entries(role):
+            config = entry.component.config()
+            if entry.component.priority < 0:
+                continue
+            reason = entry.component.available() or entry.component.supports(config, context)
+            if reason is None:
+                return entry, config
+            reasons.append(f"{entry.component.name}: {reason}")
+        raise PluginError(f"No {role} can serve here. {' '.join(reasons)}")
+
+    def model_for(self, choice: PluginChoice, architectures: list[str]) -> tuple[Entry, Any]:
+        """The model plugin for a checkpoint of these Hugging Face `architectures`, and its config.
+
+        Raises:
+            PluginError: no plugin, or not the chosen one, serves any of them.
+            ConfigError: options that it doesn't have.
+        """
+        serving = [e for e in self.entries("model") if set(e.component.architectures) & set(architectures)]
+        wanted = ", ".join(architectures) or "no named architecture"
+        if choice.name == AUTO:
+            if not serving:
+                known = sorted({a for e in self.entries("model") for a in e.component.architectures})
+                raise PluginError(f"No model plugin serves this checkpoint ({wanted}); served are: {', '.join(known)}.")
+            choice = PluginChoice(serving[0].component.name, choice.options)
+        entry = self.get("model", choice.name)
+        if entry not in serving:
+            raise PluginError(
+                f"model={choice.name} serves {', '.join(entry.component.architectures)}, but the checkpoint is of "
+                f"{wanted}; use model=auto{' or model=' + serving[0].component.name if serving else ''}."
+            )
+        if reason := entry.component.available():
+            raise PluginError(f"model={choice.name} can't be used here: {reason}")
+        return entry, self.options(entry, choice.options)
+
+
+def _builtin_packages() -> list[str]:
+    package = import_module("nanoflow.plugins")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__, "nanoflow.plugins."))
+
+
+def _call(manager: pluggy.PluginManager, hook: str, plugin: str) -> list[Any]:
+    """What one plugin returns from one hook; plugins are asked one by one, so that each answer has an author."""
+    results = []
+    for implementation in getattr(manager.hook, hook).get_hookimpls():
+        if implementation.plugin_name == plugin:
+            answer = implementation.function()
+            if not isinstance(answer, list | tuple):
+                raise TypeError(f"hook {hook} returned {type(answer).__name__}, not a list")
+            results += answer
+    return results
+
+
+def _components(manager: pluggy.PluginManager, plugin: str) -> Iterator[tuple[str, Component]]:
+    for role, hook in HOOKS.items():
+        for component in _call(manager, hook, plugin):
+            if not isinstance(component, Component):
+                raise TypeError(f"hook {hook} returned a list with a {type(component).__name__}, not a Component")
+            if not dataclasses.is_dataclass(component.config):
+                raise TypeError(f"the config of {role}={component.name} is not a dataclass")
+            yield role, component
+
+
+def _drop(manager: pluggy.PluginManager, name: str) -> None:
+    if manager.has_plugin(name):
+        manager.unregister(name=name)
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

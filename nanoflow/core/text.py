@@ -1,0 +1,53 @@
+"""The text of a request's output, and the stop strings in it."""
+
+from __future__ import annotations
+
+from nanoflow.core.tokenizer import IncrementalDetokenizer, Tokenizer
+from nanoflow.core.types import Sequence
+
+
+class OutputText:
+    """Text of one sequence's output. It is followed token by token only where stop strings have to be found.
+
+    Args:
+        tokenizer: None leaves the text empty.
+        sequence: whose output it is.
+        prompt: the prompt's text, kept for the request's output.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, sequence: Sequence, prompt: str | None) -> None:
+        self.tokenizer = tokenizer
+        self.sequence = sequence
+        self.prompt = prompt
+        self.stop = sequence.params.stop or []
+        self.detokenizer = IncrementalDetokenizer(tokenizer) if tokenizer and self.stop else None
+        self.text = ""
+        self.num_searched = 0  # characters in which no stop string begins any more
+
+    def update(self) -> None:
+        """Take the sequence's newest token; ends the sequence if a stop string is complete.
+
+        A stop string counts from the first token after `min_tokens` on, and text before that can't be part of one.
+        """
+        if self.detokenizer is None:
+            return
+        self.text += self.detokenizer.push(self.sequence.token_ids[-1])
+        if len(self.sequence.token_ids) - self.sequence.num_prompt_tokens < self.sequence.params.min_tokens:
+            self.num_searched = len(self.text)
+            return
+        found = [(self.text.find(stop, self.num_searched), stop) for stop in self.stop]
+        found = [(place, stop) for place, stop in found if place >= 0]
+        if found:
+            place, stop = min(found)
+            self.text = self.text[:place]
+            self.detokenizer = None
+            self.sequence.finish("stop", stop)
+        else:
+            longest = max(map(len, self.stop))
+            self.num_searched = max(self.num_searched, len(self.text) - longest + 1)
+
+    def final(self) -> str:
+        """The whole text, once the sequence has ended."""
+        if self.stop:
+            return self.text + (self.detokenizer.flush() if self.detokenizer else "")
+        return self.tokenizer.decode(self.sequence.output_token_ids) if self.tokenizer else ""

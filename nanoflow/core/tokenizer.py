@@ -1,0 +1,107 @@
+"""Text <-> token ids: the checkpoint's tokenizer, its chat template, and text that grows token by token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nanoflow.core.errors import CheckpointError, RequestError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# Characters that an unfinished character can decode to: bytes of UTF-8 before its last.
+MAX_UNFINISHED = 3
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer, reduced to what the engine needs."""
+
+    def __init__(self, hf_tokenizer: Any) -> None:
+        self.hf = hf_tokenizer
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer | None:
+        """The tokenizer in a checkpoint's folder; None if it has none, so that only token ids can be its prompts.
+
+        Raises:
+            CheckpointError: there is one, but it can't be read.
+        """
+        if not any((folder / name).exists() for name in TOKENIZER_FILES):
+            return None
+        from transformers import AutoTokenizer
+
+        try:
+            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        except Exception as error:
+            raise CheckpointError(
+                f"The tokenizer in {folder} can't be loaded ({type(error).__name__}: {error})."
+            ) from error
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The tokenizer's end-of-sequence id."""
+        return self.hf.eos_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, special tokens added as the tokenizer does."""
+        return self.hf.encode(text)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return self.hf.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def render_chat(self, messages: list[dict[str, str]]) -> str:
+        """The conversation as the checkpoint's chat template writes it, up to where the assistant speaks.
+
+        Raises:
+            RequestError: the checkpoint has no chat template, or its template refuses the messages.
+        """
+        if not self.hf.chat_template:
+            raise RequestError("The checkpoint has no chat template; use generate() with a prompt instead of chat().")
+        try:
+            return self.hf.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # whatever the template, a program of the checkpoint's, raises
+            raise RequestError(f"The chat template does not take these messages: {error}") from error
+
+    def encode_chat(self, rendered: str) -> list[int]:
+        """Token ids of a rendered conversation, whose special tokens the template has written already."""
+        return self.hf.encode(rendered, add_special_tokens=False)
+
+
+class IncrementalDetokenizer:
+    """Text of a growing list of token ids, in pieces that never end within a character.
+
+    The pieces joined are the text of all ids, whatever the ids are. A window of tokens is decoded at a time, and the
+    part before it is settled (the method of text-generation-inference), because some tokenizers write a token
+    differently at the start of a text. An unfinished character decodes to replacement characters: up to three of them
+    at the end are held back until more tokens settle them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.window: list[int] = []
+        self.num_context = 0  # leading ids of the window whose text came before it
+        self.num_emitted = 0  # characters of the window's text that were given out, those of the context included
+
+    def push(self, token_id: int) -> str:
+        """Take one more id; returns the text that is settled by it, often its own, sometimes none."""
+        self.window.append(token_id)
+        text = self.tokenizer.decode(self.window)
+        settled = len(text)
+        while settled > len(text) - MAX_UNFINISHED and settled > self.num_emitted and text[settled - 1] == REPLACEMENT:
+            settled -= 1
+        piece = text[self.num_emitted : settled]
+        self.num_emitted += len(piece)
+        if settled == len(text) and piece:
+            self._slide()
+        return piece
+
+    def flush(self) -> str:
+        """The text that was held back; to be called once, after the last id."""
+        return self.tokenizer.decode(self.window)[self.num_emitted :]
+
+    def _slide(self) -> None:
+        """All text is out: keep the newest ids as context for what follows."""
+        self.window = self.window[self.num_context :]
+        self.num_context = len(self.window)
+        self.num_emitted = len(self.tokenizer.decode(self.window))

@@ -1,0 +1,298 @@
+"""The data that flows through the engine.
+
+Shape suffixes, here and everywhere: T tokens in the batch, S sequences in the batch, N query heads, K key/value heads,
+H head dim, D hidden size, V vocabulary, B blocks, P block size (tokens in a block), L context length.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nanoflow.core.config import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+class Sequence:
+    """One request on its way through the engine: its tokens, its blocks, and how far it got.
+
+    Counts and values are kept apart. A step that was submitted but whose result was not yet taken has already moved
+    the counts (`num_tokens`, `num_computed_tokens`), while `token_ids` holds only the values the host has seen. So the
+    scheduler, which looks at counts alone, can plan step n+1 while step n is still on the GPU.
+
+    Attributes:
+        request_id: the caller's name for the request, unique among unfinished requests.
+        token_ids: known values: the prompt, then the output so far.
+        num_prompt_tokens: how many of `token_ids` are the prompt.
+        params: as the caller gave them.
+        max_tokens: most output tokens; `params.max_tokens` cut to what `max_model_len` leaves.
+        stop_token_ids: ids that end the request, end-of-sequence ids included unless ignored.
+        seed: 64-bit seed of its random numbers.
+        block_table: ids of its KV blocks in order; written by the block manager alone.
+        prefix_keys: scratch space of the block manager; outlives preemption, since known tokens never change.
+        num_computed_tokens: leading tokens whose keys and values are in the cache, or will be when all submitted steps
+            have run.
+        num_in_flight: output tokens that submitted steps will bring.
+        num_cached_tokens: prompt tokens that the prefix cache held when the request was first admitted; -1 before.
+        num_preemptions: how often it lost its blocks.
+        row: its row in the runner's buffers, -1 for none; written by the runner alone.
+        finish_reason: None while unfinished, else `stop`, `length` or `abort`.
+        stop_reason: the stop string or the stop token id that ended it; None for end-of-sequence.
+    """
+
+    __slots__ = (
+        "arrival_time", "block_table", "finish_reason", "finish_time", "first_token_time", "max_tokens",
+        "num_cached_tokens", "num_computed_tokens", "num_in_flight", "num_preemptions", "num_prompt_tokens", "params",
+        "prefix_keys", "request_id", "row", "seed", "stop_reason", "stop_token_ids", "token_ids",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        max_tokens: int,
+        stop_token_ids: frozenset[int] = frozenset(),
+        seed: int = 0,
+    ) -> None:
+        self.request_id = request_id
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.params = params
+        self.max_tokens = max_tokens
+        self.stop_token_ids = stop_token_ids
+        self.seed = seed
+        self.block_table: list[int] = []
+        self.prefix_keys: list[Any] = []
+        self.num_computed_tokens = 0
+        self.num_in_flight = 0
+        self.num_cached_tokens = -1
+        self.num_preemptions = 0
+        self.row = -1
+        self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
+        self.arrival_time = time.perf_counter()
+        self.first_token_time: float | None = None
+        self.finish_time: float | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.request_id!r}, prompt={self.num_prompt_tokens}, tokens={self.num_tokens}, "
+            f"computed={self.num_computed_tokens}, blocks={len(self.block_table)}, finish={self.finish_reason})"
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output, those in flight included."""
+        return len(self.token_ids) + self.num_in_flight
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens, those in flight included."""
+        return len(self.token_ids) + self.num_in_flight - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens that must still go through the model before the next token can be sampled; 0 once no more will be."""
+        if self.num_output_tokens >= self.max_tokens:
+            return 0
+        return len(self.token_ids) + self.num_in_flight - self.num_computed_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """Known values of the output."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the request ended, for whatever reason."""
+        return self.finish_reason is not None
+
+    def advance(self, num_tokens: int) -> bool:
+        """Count `num_tokens` as computed by a step about to be submitted; True if that step samples a token."""
+        if self.num_cached_tokens < 0:
+            self.num_cached_tokens = self.num_computed_tokens
+        self.num_computed_tokens += num_tokens
+        samples = self.num_computed_tokens == len(self.token_ids) + self.num_in_flight
+        self.num_in_flight += samples
+        return samples
+
+    def append_token(self, token_id: int) -> None:
+        """Take the value of the oldest token in flight, and end the request if that value or its count says so."""
+        self.token_ids.append(token_id)
+        self.num_in_flight -= 1
+        num_output = len(self.token_ids) - self.num_prompt_tokens
+        now = time.perf_counter()
+        if num_output == 1:
+            self.first_token_time = now
+        if token_id in self.stop_token_ids and num_output >= self.params.min_tokens:
+            self.finish("stop", token_id if token_id in (self.params.stop_token_ids or ()) else None)
+        elif num_output >= self.max_tokens:
+            self.finish("length")
+
+    def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
+        """End the request with `stop`, `length` or `abort`. The scheduler lets go of it at the next `update`."""
+        self.finish_reason, self.stop_reason = reason, stop_reason
+        self.finish_time = time.perf_counter()
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one step computes: for each sequence, tokens `starts[i]` to `starts[i] + num_tokens[i]`.
+
+    Decoding sequences, which have one token, come first, so that a backend can serve them with its decode kernel;
+    chunks of any length follow.
+
+    Attributes:
+        sequences: S sequences, each at most once.
+        starts: S positions of the first new token.
+        num_tokens: S counts of new tokens, each at least 1.
+        samples: S flags: whether the chunk reaches the sequence's end, so that a token is sampled.
+        preempted: sequences that lost their blocks since the previous batch.
+    """
+
+    sequences: list[Sequence] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    samples: list[bool] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+
+    def add(self, sequence: Sequence, num_tokens: int) -> None:
+        """Append the sequence's next `num_tokens` tokens, and count them as computed (`Sequence.advance`)."""
+        self.sequences.append(sequence)
+        self.starts.append(sequence.num_computed_tokens)
+        self.num_tokens.append(num_tokens)
+        self.samples.append(sequence.advance(num_tokens))
+
+    @property
+    def total_tokens(self) -> int:
+        """T."""
+        return sum(self.num_tokens)
+
+    @property
+    def num_decodes(self) -> int:
+        """How many leading sequences have exactly one new token."""
+        return next((i for i, n in enumerate(self.num_tokens) if n > 1), len(self.num_tokens))
+
+
+@dataclass(slots=True)
+class AttentionInput:
+    """Where the tokens of a batch lie in the KV cache; what `AttentionBackend.plan` gets once a step.
+
+    Tensors are on the engine's device. `query_lens` and `context_lens` are the same facts on the host, for decisions
+    that must not wait for the device.
+
+    Attributes:
+        slot_mapping_T: int64; token t's keys and values go to block `slot // P`, place `slot % P`.
+        query_start_S1: int32, S + 1 entries; sequence s has tokens `query_start[s]` to `query_start[s + 1]`.
+        context_lens_S: int32; tokens of sequence s in the cache once this batch's are stored.
+        block_tables_SB: int32; block ids of each sequence. Entries past its context are valid ids with any content.
+        query_lens: int64 numpy array, S entries.
+        context_lens: int64 numpy array, S entries.
+        num_decodes: how many leading sequences have exactly one new token.
+    """
+
+    slot_mapping_T: torch.Tensor
+    query_start_S1: torch.Tensor
+    context_lens_S: torch.Tensor
+    block_tables_SB: torch.Tensor
+    query_lens: np.ndarray
+    context_lens: np.ndarray
+    num_decodes: int
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """What an engine did since it was built; counts only.
+
+    Attributes:
+        num_steps: batches that ran.
+        num_prefill_tokens: tokens computed in chunks that belong to a prompt, or to a sequence computed again.
+        num_decode_tokens: tokens computed one a sequence.
+        num_output_tokens: tokens sampled and kept.
+        num_preemptions: sequences that lost their blocks.
+        num_queried_tokens: tokens looked up in the prefix cache.
+        num_hit_tokens: tokens found there.
+    """
+
+    num_steps: int = 0
+    num_prefill_tokens: int = 0
+    num_decode_tokens: int = 0
+    num_output_tokens: int = 0
+    num_preemptions: int = 0
+    num_queried_tokens: int = 0
+    num_hit_tokens: int = 0
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One completion. Names follow vLLM.
+
+    Attributes:
+        index: which of the request's completions this is.
+        text: the generated text, without the stop string that ended it.
+        token_ids: the generated ids, the stop token included.
+        finish_reason: `stop`, `length`, `abort`, or None while it goes on.
+        stop_reason: the stop string or stop token id that ended it; None for end-of-sequence and otherwise.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Times of one request in seconds on `time.perf_counter`'s clock, and what happened to it.
+
+    Attributes:
+        arrival_time: when it was added.
+        first_token_time: when its first token reached the host; None if it has none.
+        finished_time: when it ended.
+        num_preemptions: how often it lost its KV blocks and was computed again.
+    """
+
+    arrival_time: float
+    first_token_time: float | None
+    finished_time: float | None
+    num_preemptions: int
+
+    @property
+    def ttft(self) -> float | None:
+        """Time to first token, seconds."""
+        return None if self.first_token_time is None else self.first_token_time - self.arrival_time
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """What a request gave. Names follow vLLM; `output["text"]` and `output["token_ids"]` work as in nano-vLLM.
+
+    Attributes:
+        request_id: as given to `Engine.add_request`; `LLM.generate` numbers its requests.
+        prompt: the prompt's text, None if it was given as token ids.
+        prompt_token_ids: the prompt's token ids.
+        outputs: its completions.
+        finished: whether it ended.
+        num_cached_tokens: prompt tokens found in the prefix cache.
+        metrics: times and counts.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    num_cached_tokens: int
+    metrics: RequestMetrics
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in ("text", "token_ids"):
+            raise KeyError(f"{key!r}: a RequestOutput has the keys 'text' and 'token_ids'")
+        return getattr(self.outputs[0], key)

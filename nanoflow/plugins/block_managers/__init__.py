@@ -1,0 +1,13 @@
+"""Built-in block managers."""
+
+from __future__ import annotations
+
+from nanoflow.core.hookspecs import hookimpl
+from nanoflow.core.interfaces import Component
+from nanoflow.plugins.block_managers.plain import PlainBlockManager
+from nanoflow.plugins.block_managers.prefix import PrefixBlockManager
+
+
+@hookimpl
+def nanoflow_block_managers() -> list[Component]:
+    return [Component("prefix", build=PrefixBlockManager), Component("plain", build=PlainBlockManager)]
