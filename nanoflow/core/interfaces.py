@@ -216,7 +216,15 @@ class Scheduler(ABC):
 
 
 class AttentionBackend(ABC):
-    """Stores keys and values in a paged cache of its own layout, and attends over it."""
+    """Stores keys and values in a paged cache of its own layout, and attends over it.
+
+    Attributes:
+        capturable: whether a decode step may be captured in a CUDA graph: `plan` is then called once, before the
+            capture, for tensors whose content changes between replays. What it decides from `AttentionInput`'s host
+            arrays, which hold the longest contexts there can be, must be right for any shorter ones.
+    """
+
+    capturable: bool = False
 
     @property
     @abstractmethod
@@ -232,14 +240,36 @@ class AttentionBackend(ABC):
         """Prepare for one step; called once before its layers. What depends on the batch alone is worked out here."""
 
     @abstractmethod
+    def cache(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of `layer`, each as a [B, P, K, H] view, for kernels that store into it themselves."""
+
+    @property
+    @abstractmethod
+    def slot_mapping_T(self) -> torch.Tensor:
+        """The planned step's `AttentionInput.slot_mapping_T`."""
+
+    @abstractmethod
+    def attend(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
+        """Attend causally over each sequence's context in the cache, in which this step's tokens are stored already.
+
+        Returns [T, N, H] in the query's dtype. The query may be a view with strides; its last dim is contiguous.
+        """
+
+    def store(self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor) -> None:
+        """Store the whole batch's keys and values of `layer`. Arguments may be views, as in `attend`."""
+        slots, size = self.slot_mapping_T, self.cache(layer)[0].shape[1]
+        for cache, new in zip(self.cache(layer), (key_TKH, value_TKH), strict=True):
+            cache[slots // size, slots % size] = new
+
     def forward(
         self, layer: int, query_TNH: torch.Tensor, key_TKH: torch.Tensor, value_TKH: torch.Tensor
     ) -> torch.Tensor:
-        """Store the whole batch's keys and values of `layer`, then attend causally over each sequence's context.
+        """`store`, then `attend`.
 
         Storing comes first for the whole batch: a sequence may share blocks that another one fills in this same step.
-        Returns [T, N, H] in the query's dtype. Arguments may be views with strides; their last dim is contiguous.
         """
+        self.store(layer, key_TKH, value_TKH)
+        return self.attend(layer, query_TNH)
 
 
 class ModelArch(ABC):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import pluggy
@@ -106,7 +107,7 @@ class Registry:
         for name, (package, version) in sources.items():
             try:
                 found = list(_components(manager, name))
-                folders = _call(manager, "nanoflow_config_packages", name)
+                folders = list(_config_packages(manager, name))
             except Exception as error:
                 problem = f"Plugin {name!r} of {package} {version} was left out: {_why(error)}"
                 if strict:
@@ -228,7 +229,15 @@ def _components(manager: pluggy.PluginManager, plugin: str) -> Iterator[tuple[st
                 raise TypeError(f"hook {hook} returned a list with a {type(component).__name__}, not a Component")
             if not dataclasses.is_dataclass(component.config):
                 raise TypeError(f"the config of {role}={component.name} is not a dataclass")
+            component.config()  # every option needs a default, so that a name alone is enough to choose a plugin
             yield role, component
+
+
+def _config_packages(manager: pluggy.PluginManager, plugin: str) -> Iterator[str]:
+    for package in _call(manager, "nanoflow_config_packages", plugin):
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"there is no package {package!r} for hook nanoflow_config_packages")
+        yield package
 
 
 def _drop(manager: pluggy.PluginManager, name: str) -> None:

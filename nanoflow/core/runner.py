@@ -120,7 +120,7 @@ class ModelRunner:
         row = sequence.row = self.free_rows.pop()
         params = sequence.params
         self.temperature[row] = params.temperature
-        self.top_k[row] = params.top_k if params.top_k > 0 else self.model.vocab_size
+        self.top_k[row] = min(params.top_k, self.model.vocab_size) if params.top_k > 0 else self.model.vocab_size
         self.top_p[row] = params.top_p
         self.min_p[row] = params.min_p
         self.seed[row] = sequence.seed

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from nanoflow.core.interfaces import AttentionBackend, AttentionContext, NoOptions
 from nanoflow.core.types import AttentionInput
 
-# A group may pad its gathered contexts by this share, and by as many tokens as cost less than one more group.
-PADDING_SHARE = 0.25
-PADDING_TOKENS = 512
+# A gathered tensor of more bytes than this falls out of the CPU's caches, and its memory is mapped afresh at every call.
+GROUP_BYTES = 2**20
+# Padding tokens that cost about as much as a group of its own.
+PADDING_TOKENS = 256
 
 
 @dataclass(slots=True)
@@ -25,18 +26,17 @@ class Group:
     """G sequences with q query tokens each, whose contexts are padded to L tokens.
 
     Attributes:
-        tokens_GQ: where their queries lie in the batch, flattened; None if the group is the whole batch in order.
-        blocks_GB: ids of their blocks, flattened.
-        mask_G1QL: which keys each query may see; queries repeat for each query head of a KV head. None if all.
         size: G.
         context_len: L.
+        blocks_GB: ids of their blocks, flattened.
+        bias_G1QL: what to add to the scores: 0 where a query may see a key, else -inf. Queries repeat for each query
+            head of a KV head. None if all may see all.
     """
 
-    tokens_GQ: torch.Tensor | None
-    blocks_GB: torch.Tensor
-    mask_G1QL: torch.Tensor | None
     size: int
     context_len: int
+    blocks_GB: torch.Tensor
+    bias_G1QL: torch.Tensor | None
 
 
 class TorchAttention(AttentionBackend):
@@ -45,8 +45,13 @@ class TorchAttention(AttentionBackend):
     def __init__(self, config: NoOptions, context: AttentionContext) -> None:
         self.context = context
         self.num_groups = context.num_heads // context.num_kv_heads  # R, query heads of a KV head
-        self.slots: torch.Tensor
+        bytes_per_token = context.num_kv_heads * context.head_dim * context.dtype.itemsize
+        self.max_tokens = GROUP_BYTES // bytes_per_token
+        self.slots_T: torch.Tensor
         self.groups: list[Group] = []
+        self.sizes: list[int] = []  # tokens in each group
+        self.order_T: torch.Tensor  # the batch's tokens, group by group
+        self.places_T: torch.Tensor  # the inverse of that order
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
@@ -62,23 +67,35 @@ class TorchAttention(AttentionBackend):
         self.values = [_zeros(shape, c) for _ in range(c.num_layers)]
 
     def plan(self, inputs: AttentionInput) -> None:
-        self.slots = inputs.slot_mapping_T
-        starts = np.cumsum(inputs.query_lens) - inputs.query_lens
-        self.groups = [self._group(inputs, starts, rows) for rows in similar(inputs.query_lens, inputs.context_lens)]
-        if len(self.groups) == 1:
-            self.groups[0].tokens_GQ = None
+        self.slots_T = inputs.slot_mapping_T
+        members = similar(inputs.query_lens, inputs.context_lens, self.max_tokens)
+        self.groups = [self._group(inputs, rows_G) for rows_G in members]
+        order_S = np.concatenate(members)
+        query_lens = inputs.query_lens[order_S]
+        starts = (np.cumsum(inputs.query_lens) - inputs.query_lens)[order_S]
+        tokens_T = np.repeat(starts - np.cumsum(query_lens) + query_lens, query_lens) + np.arange(query_lens.sum())
+        self.order_T = torch.from_numpy(tokens_T).to(self.context.device)
+        self.places_T = torch.from_numpy(np.argsort(tokens_T)).to(self.context.device)
+        self.sizes = [int(inputs.query_lens[rows_G].sum()) for rows_G in members]
 
-    def forward(
-        self, layer: int, query_TNH: torch.Tensor, key_TKH: torch.Tensor, value_TKH: torch.Tensor
-    ) -> torch.Tensor:
+    @property
+    def slot_mapping_T(self) -> torch.Tensor:
+        return self.slots_T
+
+    def cache(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = (-1, self.context.block_size, self.context.num_kv_heads, self.context.head_dim)
+        return self.keys[layer].view(shape), self.values[layer].view(shape)
+
+    def store(self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor) -> None:
         for cache, new in ((self.keys[layer], key_TKH), (self.values[layer], value_TKH)):
-            cache.view(-1, new.shape[1] * new.shape[2]).index_copy_(0, self.slots, new.flatten(1))
-        if self.groups[0].tokens_GQ is None:
+            cache.view(-1, new.shape[1] * new.shape[2]).index_copy_(0, self.slots_T, new.flatten(1))
+
+    def attend(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
+        if len(self.groups) == 1 and self.groups[0].size == 1:
             return self._attend(self.groups[0], layer, query_TNH)
-        out_TNH = torch.empty_like(query_TNH, memory_format=torch.contiguous_format)
-        for group in self.groups:
-            out_TNH[group.tokens_GQ] = self._attend(group, layer, query_TNH[group.tokens_GQ])
-        return out_TNH
+        queries = query_TNH[self.order_T].split(self.sizes)
+        outputs = [self._attend(group, layer, query) for group, query in zip(self.groups, queries, strict=True)]
+        return torch.cat(outputs)[self.places_T]
 
     def _attend(self, group: Group, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
         """Attention of one group: its queries and its result are [G * q, N, H].
@@ -90,7 +107,7 @@ class TorchAttention(AttentionBackend):
         num_queries = query.shape[1]
         query = query.permute(0, 2, 3, 1, 4).reshape(group.size, c.num_kv_heads, R * num_queries, c.head_dim)
         key, value = (self._gather(cache[layer], group) for cache in (self.keys, self.values))
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=group.mask_G1QL, scale=c.scale)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=group.bias_G1QL, scale=c.scale)
         out = out.view(group.size, c.num_kv_heads, R, num_queries, c.head_dim).permute(0, 3, 1, 2, 4)
         return out.reshape(-1, c.num_heads, c.head_dim)
 
@@ -101,55 +118,44 @@ class TorchAttention(AttentionBackend):
         gathered = gathered.view(group.size, -1, c.num_kv_heads, c.head_dim)
         return gathered[:, : group.context_len].transpose(1, 2)
 
-    def _group(self, inputs: AttentionInput, starts: np.ndarray, rows: np.ndarray) -> Group:
+    def _group(self, inputs: AttentionInput, rows_G: np.ndarray) -> Group:
         c = self.context
-        device = inputs.slot_mapping_T.device
-        num_queries = int(inputs.query_lens[rows[0]])
-        context_lens = inputs.context_lens[rows]
+        num_queries = int(inputs.query_lens[rows_G[0]])
+        context_lens = inputs.context_lens[rows_G]
         context_len = int(context_lens.max())
         num_blocks = -(-context_len // c.block_size)
-        tokens = (starts[rows, None] + np.arange(num_queries)).ravel()
-        rows_G = torch.from_numpy(rows).to(device)
-        mask = None
+        bias = None
         if num_queries > 1 or context_lens.min() < context_len:
             last_key_GQ = context_lens[:, None] - num_queries + np.arange(num_queries)
-            seen_GQL = np.arange(context_len) <= last_key_GQ[:, :, None]
-            mask = torch.from_numpy(seen_GQL).to(device).repeat(1, self.num_groups, 1).unsqueeze(1)
+            hidden_GQL = np.arange(context_len) > last_key_GQ[:, :, None]
+            bias = torch.zeros(hidden_GQL.shape, dtype=c.dtype)
+            bias = bias.masked_fill_(torch.from_numpy(hidden_GQL), -torch.inf)
+            bias = bias.to(c.device).repeat(1, self.num_groups, 1).unsqueeze(1)
         return Group(
-            tokens_GQ=torch.from_numpy(tokens).to(device),
-            blocks_GB=inputs.block_tables_SB[rows_G, :num_blocks].flatten(),
-            mask_G1QL=mask,
-            size=len(rows),
+            size=len(rows_G),
             context_len=context_len,
+            blocks_GB=inputs.block_tables_SB[torch.from_numpy(rows_G).to(c.device), :num_blocks].flatten(),
+            bias_G1QL=bias,
         )
 
 
-def similar(query_lens: np.ndarray, context_lens: np.ndarray) -> list[np.ndarray]:
-    """Split sequences into groups of equal query length, such that padding each context to its group's longest is cheap.
+def similar(query_lens: np.ndarray, context_lens: np.ndarray, max_tokens: int) -> list[np.ndarray]:
+    """Split S sequences into groups that are cheap to attend to together.
 
-    Returns the indices of each group. A batch that makes a single group comes in its own order.
+    A group has equal query lengths, pads each context to its longest by at most `PADDING_TOKENS` in all, and holds at
+    most `max_tokens` with its padding, or a single sequence. Returns the indices of each group.
     """
-    if query_lens.min() == query_lens.max() and _padding(context_lens) <= _allowance(context_lens):
-        return [np.arange(len(query_lens))]
     order = np.lexsort((-context_lens, query_lens))
-    groups, first = [], 0
-    for end in range(1, len(order) + 1):
-        if end < len(order):
-            members = context_lens[order[first : end + 1]]
-            same = query_lens[order[end]] == query_lens[order[first]]
-            if same and _padding(members) <= _allowance(members):
-                continue
-        groups.append(order[first:end])
-        first = end
+    queries, contexts = query_lens[order].tolist(), context_lens[order].tolist()
+    groups, first, padding = [], 0, 0
+    for end in range(1, len(order)):
+        longest = contexts[first]
+        padding += longest - contexts[end]
+        if queries[end] != queries[first] or padding > PADDING_TOKENS or longest * (end + 1 - first) > max_tokens:
+            groups.append(order[first:end])
+            first, padding = end, 0
+    groups.append(order[first:])
     return groups
-
-
-def _padding(context_lens: np.ndarray) -> int:
-    return int(context_lens.max()) * len(context_lens) - int(context_lens.sum())
-
-
-def _allowance(context_lens: np.ndarray) -> float:
-    return PADDING_TOKENS + PADDING_SHARE * float(context_lens.sum())
 
 
 def _zeros(shape: tuple[int, int], context: AttentionContext) -> torch.Tensor:
