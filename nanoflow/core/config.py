@@ -117,6 +117,7 @@ class EngineConfig:
         for name in ("max_model_len", "num_kv_blocks"):
             value = getattr(self, name)
             require(value is None or (is_int(value) and value >= 1), f"engine.{name}", value, "an integer >= 1 or null")
+        require(isinstance(self.device, str), "engine.device", self.device, "auto, cpu, cuda or cuda:N")
         require(is_int(self.seed), "engine.seed", self.seed, "an integer")
         require(
             is_int(self.block_size) and self.block_size >= 1, "engine.block_size", self.block_size, "an integer >= 1"

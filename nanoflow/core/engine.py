@@ -96,22 +96,25 @@ class Engine:
             raise RequestError("The prompt is empty; give at least one token.")
         if length >= self.max_model_len:
             raise RequestError(
-                f"The prompt has {length} tokens, but max_model_len is {self.max_model_len}, of which at least one must "
-                f"be left for the output; shorten the prompt to {self.max_model_len - 1} tokens."
+                f"The prompt has {length} tokens, but max_model_len is {self.max_model_len}, and at least one is for "
+                f"the output; shorten the prompt to {self.max_model_len - 1} tokens."
             )
         for token_id in (min(prompt_token_ids), max(prompt_token_ids), *(params.stop_token_ids or ())):
             if not 0 <= token_id < self.vocab_size:
                 raise RequestError(
                     f"Token id {token_id} is not in the vocabulary; ids go from 0 to {self.vocab_size - 1}."
                 )
+        if params.stop and self.tokenizer is None:
+            raise RequestError("Stop strings need a tokenizer, and the checkpoint has none; use stop_token_ids.")
         room = self.max_model_len - length
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         # The last token is sampled and never computed, so it needs no place in the cache.
         size, needed = self.block_manager.block_size, length + max_tokens - 1
         if -(-needed // size) > self.block_manager.num_blocks:
             raise RequestError(
-                f"The request needs a KV cache of {needed} tokens (prompt {length}, output up to {max_tokens}), but there "
-                f"are {self.block_manager.num_blocks} blocks of {size} tokens; shorten it, or raise engine.num_kv_blocks."
+                f"The request needs a KV cache of {needed} tokens (prompt {length}, output up to {max_tokens}), but "
+                f"there are {self.block_manager.num_blocks} blocks of {size} tokens; shorten the request, or raise "
+                f"engine.num_kv_blocks."
             )
         return max_tokens
 

@@ -132,7 +132,8 @@ class Registry:
         if entry is None:
             known = sorted(self._entries[role])
             raise PluginError(
-                f"There is no {role} called {name!r}; installed are: {', '.join(known) or 'none'}.{did_you_mean(name, known)}"
+                f"There is no {role} called {name!r}; installed are: {', '.join(known) or 'none'}."
+                f"{did_you_mean(name, known)}"
             )
         return entry
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from nanoflow.core.interfaces import AttentionBackend, AttentionContext, NoOptions
 from nanoflow.core.types import AttentionInput
 
-# A gathered tensor of more bytes than this falls out of the CPU's caches, and its memory is mapped afresh at every call.
+# A gathered tensor of more bytes falls out of a CPU's caches, and its memory is mapped afresh at every call.
 GROUP_BYTES = 2**20
 # Padding tokens that cost about as much as a group of its own.
 PADDING_TOKENS = 256

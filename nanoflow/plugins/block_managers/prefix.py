@@ -20,7 +20,7 @@ from nanoflow.core.types import Sequence
 
 
 class Key(NamedTuple):
-    """What a full block is looked up by: `digest` covers its tokens and all before them; `tokens` are its own, packed."""
+    """What a full block is looked up by: `digest` covers its tokens and all before them; `tokens` are its own."""
 
     digest: int
     tokens: bytes

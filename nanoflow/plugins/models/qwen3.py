@@ -1,4 +1,4 @@
-"""Qwen3 (dense): grouped-query attention with a norm on queries and keys, and a gated feed-forward (Qwen team, 2025)."""
+"""Qwen3 (dense): grouped-query attention with normed queries and keys, gated feed-forward (Qwen team, 2025)."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nanoflow.core.hookspecs import hookimpl
-from nanoflow.core.interfaces import Component, Scheduler, SchedulerContext
+from nanoflow.core.interfaces import Component
 from nanoflow.plugins.schedulers.fcfs import FCFSConfig, FCFSScheduler
 
 

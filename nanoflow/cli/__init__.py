@@ -1,0 +1,77 @@
+"""The command line: `nanoflow` and `python -m nanoflow`.
+
+One module a subcommand, imported when it is asked for, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from io import TextIOWrapper
+
+from nanoflow import __version__
+from nanoflow.core.errors import NanoflowError, did_you_mean
+
+COMMANDS = {
+    "run": "generate text; -m sweeps over settings",
+    "plugins": "list the installed plugins",
+}
+USAGE = "\n".join(
+    [
+        "Usage: nanoflow [--version] [--help] COMMAND ...",
+        "",
+        "Commands:",
+        *(f"  {name:<10}{line}" for name, line in COMMANDS.items()),
+        "",
+        "`nanoflow COMMAND --help` says more. With --debug, an error shows its traceback.",
+    ]
+)
+
+
+class UsageError(NanoflowError):
+    """A command line that cannot be read, rather than a setting that cannot be used. The exit code is 2."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C.
+
+    Args:
+        argv: the arguments, without the program's name; those of the process if None.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    debug = "--debug" in argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a run
+    try:
+        code = _dispatch([argument for argument in argv if argument != "--debug"])
+        sys.stdout.flush()
+        return code
+    except NanoflowError as error:
+        if debug:
+            raise
+        print(f"nanoflow: error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("--help", "-h"):
+        print(USAGE)
+        return 0
+    command, *arguments = argv
+    if command == "--version":
+        print(f"nanoflow {__version__}")
+        return 0
+    if command not in COMMANDS:
+        raise UsageError(
+            f"There is no command {command!r}; there are: {', '.join(COMMANDS)}.{did_you_mean(command, COMMANDS)}"
+        )
+    return import_module(f"nanoflow.cli.{command}").main(arguments)

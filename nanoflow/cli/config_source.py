@@ -1,0 +1,140 @@
+"""Where Hydra finds `conf/`: the shipped one, its third-party mirrors, and the defaults of every plugin.
+
+Hydra reads yaml files; the defaults of nanoflow stand in dataclasses. `NanoflowSource` brings the two together: a file
+holds only what is deliberately different, and what Hydra gets is that on top of the defaults. So each key exists and
+can be overridden, also those of a third-party plugin whose file says no more than `name: theirs`, or that has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+from nanoflow.cli.settings import SECTIONS, RunConfig
+from nanoflow.core.config import ROLES
+from nanoflow.core.errors import ConfigError
+from nanoflow.core.registry import Registry
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+PRIMARY = "config"
+
+
+def register() -> None:
+    """Make Hydra look here. Doing it again changes nothing."""
+    Plugins.instance().register(NanoflowSource)
+    Plugins.instance().register(NanoflowSearchPath)
+
+
+def conf_folder() -> Traversable:
+    """The shipped `conf/`: inside the package in a wheel, beside it in a source tree."""
+    inside = files("nanoflow") / "conf"
+    return inside if inside.is_dir() else Path(str(files("nanoflow"))).parent / "conf"
+
+
+class NanoflowSearchPath(SearchPathPlugin):
+    """Puts `NanoflowSource` on Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("nanoflow", "nanoflow://")
+
+
+class NanoflowSource(ConfigSource):
+    """Yaml files over the defaults of the dataclasses.
+
+    In the four roles' groups every name is a config. One that is no file and no plugin is refused when the registry
+    is asked for it, so that in a sweep only the job that names it fails.
+    """
+
+    def __init__(self, provider: str = "nanoflow", path: str = "nanoflow://") -> None:
+        super().__init__(provider, path)
+        self.registry = Registry.load()
+        self.folders = [conf_folder(), *map(files, self.registry.config_packages)]
+
+    @staticmethod
+    def scheme() -> str:
+        return "nanoflow"
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return any(folder.is_dir() for folder in self._find(config_path))
+
+    def is_config(self, config_path: str) -> bool:
+        return self._file(config_path) is not None or _role_and_name(config_path) is not None
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        names: list[str] = []
+        for folder in self._find(config_path):
+            for item in folder.iterdir() if folder.is_dir() else ():
+                place = f"{config_path}/{item.name}".lstrip("/")
+                self._list_add_result(names, place, item.name, results_filter)
+        if config_path in ROLES and results_filter != ObjectType.GROUP:
+            names += [entry.component.name for entry in self.registry.entries(config_path)]
+        return sorted(set(names))
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """The file at `config_path`, if there is one, over the defaults of the dataclass that it configures."""
+        config_path = config_path.removesuffix(".yaml")
+        file = self._file(config_path)
+        text = file.read_text(encoding="utf-8") if file else ""
+        values = _parse(text, file)
+        if choice := _role_and_name(config_path):
+            values = self._over_plugin_defaults(values, *choice)
+        elif config_path == PRIMARY:
+            values = _over_run_defaults(values)
+        return ConfigResult(self.provider, str(file), values, self._get_header_dict(text))
+
+    def _over_plugin_defaults(self, values: DictConfig, role: str, name: str) -> DictConfig:
+        name = values.get("name", name)
+        entry = next((e for e in self.registry.entries(role) if e.component.name == name), None)
+        defaults = asdict(entry.component.config()) if entry else {}
+        return _open(OmegaConf.merge({"name": name, **defaults}, values))
+
+    def _find(self, config_path: str) -> Iterator[Traversable]:
+        return (folder.joinpath(config_path) for folder in self.folders)
+
+    def _file(self, config_path: str) -> Traversable | None:
+        return next((file for file in self._find(self._normalize_file_name(config_path)) if file.is_file()), None)
+
+
+def _parse(text: str, file: Traversable | None) -> DictConfig:
+    try:
+        values = OmegaConf.create(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not a YAML file: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, DictConfig):
+        raise ConfigError(f"{file} must hold keys with values, such as `name: fcfs`, but it is a list.")
+    return values
+
+
+def _role_and_name(config_path: str) -> tuple[str, str] | None:
+    role, _, name = config_path.partition("/")
+    return (role, name) if role in ROLES and name and "/" not in name else None
+
+
+def _over_run_defaults(values: DictConfig) -> DictConfig:
+    defaults = {key: value for key, value in asdict(RunConfig()).items() if key not in ROLES}
+    merged = OmegaConf.merge(defaults, values)
+    for section in SECTIONS:
+        _open(merged[section])
+    return merged
+
+
+def _open(node: DictConfig) -> DictConfig:
+    """Let overrides add keys to `node`: they are checked, with a better message, once the plugin is known."""
+    OmegaConf.set_struct(node, False)
+    return node

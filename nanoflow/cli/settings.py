@@ -1,0 +1,160 @@
+"""The settings of `run`: from a composed config to checked dataclasses, and the sentence for what can't be right."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
+
+from nanoflow.core.config import (
+    BUNDLED_CHECKPOINT,
+    ROLES,
+    Config,
+    EngineConfig,
+    PluginChoice,
+    SamplingParams,
+    field_names,
+    option,
+)
+from nanoflow.core.errors import ConfigError
+from nanoflow.core.registry import AUTO, Registry
+
+SECTIONS = {"sampling": SamplingParams, "engine": EngineConfig}
+_DEFAULTS = Config()
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `run` builds, and what it does with it."""
+
+    checkpoint: str = option(BUNDLED_CHECKPOINT, "a folder or a Hub id; bard is the one that nanoflow ships")
+    prompts: list[str] = option([], "texts to complete")
+    prompts_file: str | None = option(None, "prompts from a file: a line each, or .jsonl objects; replaces prompts")
+    output: str | None = option(None, "JSON lines file for the completions; a sweep puts it into each job's folder")
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    model: PluginChoice = _DEFAULTS.model
+    attention: PluginChoice = _DEFAULTS.attention
+    scheduler: PluginChoice = _DEFAULTS.scheduler
+    block_manager: PluginChoice = _DEFAULTS.block_manager
+
+    @classmethod
+    def from_composed(cls, composed: DictConfig, registry: Registry) -> RunConfig:
+        """Check everything in a config that Hydra composed.
+
+        Raises:
+            ConfigError: an unknown key, a value of the wrong type or out of its range.
+            PluginError: an unknown plugin.
+        """
+        try:
+            values = OmegaConf.to_container(composed, resolve=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{error.full_key} can't be resolved: {str(error).splitlines()[0]}.") from error
+        _refuse_unknown(values, "", field_names(cls), all_keys(registry))
+        for name, section in SECTIONS.items():
+            if name in values:
+                values[name] = checked(section, _mapping(values[name], name), f"{name}.")
+        for role in ROLES:
+            if role in values:
+                values[role] = _choice(role, _mapping(values[role], role), registry)
+        plain = {key: value for key, value in values.items() if key not in SECTIONS and key not in ROLES}
+        return cls(**{**values, **_coerced(cls, plain, "")})
+
+    @property
+    def build(self) -> Config:
+        """The part of it that an engine is built from."""
+        return Config(**{name: getattr(self, name) for name in field_names(Config)})
+
+
+def checked(schema: type, values: dict[str, Any], prefix: str) -> Any:
+    """An instance of the dataclass `schema` with `values` set; `prefix` names its place in error messages.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or out of its range.
+    """
+    names = field_names(schema)
+    _refuse_unknown(values, prefix, names, [prefix + name for name in names])
+    try:
+        return schema(**_coerced(schema, values, prefix))
+    except ConfigError as error:
+        raise (error if str(error).startswith(prefix) else ConfigError(f"{prefix}{error}")) from None
+
+
+def _choice(role: str, values: dict[str, Any], registry: Registry) -> PluginChoice:
+    options = dict(values)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{role}.name must be the name of a plugin, got {name!r}.")
+    if name != AUTO:
+        entry = registry.get(role, name)
+        options = _coerced(entry.component.config, options, f"{role}.")
+        registry.options(entry, options)
+    return PluginChoice(name, options)
+
+
+def _mapping(value: Any, key: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{key} holds options, such as {key}.NAME=VALUE, and can't be {value!r} itself.")
+    return value
+
+
+def _refuse_unknown(values: dict[str, Any], prefix: str, names: list[str], known: list[str]) -> None:
+    for name in values:
+        if name not in names:
+            raise ConfigError(unknown_key(f"{prefix}{name}", known))
+
+
+def all_keys(registry: Registry) -> list[str]:
+    """Every key that there is, those of installed plugins included."""
+    keys = [f"{section}.{name}" for section, schema in SECTIONS.items() for name in field_names(schema)]
+    for role in ROLES:
+        keys += [f"{role}.{name}" for entry in registry.entries(role) for name in field_names(entry.component.config)]
+    return [*field_names(RunConfig), *keys]
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """The sentence for a key that does not exist: the one that was probably meant, or those in the same place."""
+    section, _, name = key.rpartition(".")
+    here = [other for other in known if other.rpartition(".")[0] == section]
+    if meant := _closest(name, here) or _closest(name, known):
+        return f"There is no key {key!r}. Did you mean {meant!r}?"
+    return f"There is no key {key!r}; there are: {', '.join(here or known)}."
+
+
+def _closest(name: str, keys: list[str]) -> str | None:
+    by_name = {key.rpartition(".")[2]: key for key in reversed(keys)}
+    return next((by_name[match] for match in get_close_matches(name, by_name, n=1)), None)
+
+
+def _coerced(schema: type, values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """`values` in the types that `schema` declares, such as 1 as 1.0 for a float; unknown keys are passed on."""
+    try:
+        node = OmegaConf.structured(schema)
+    except ValidationError:  # declares types that OmegaConf can't express: the dataclass has to check them itself
+        return values
+    OmegaConf.set_readonly(node, False)
+    hints = get_type_hints(schema)
+    result = dict(values)
+    for key in values.keys() & hints.keys():
+        try:
+            node[key] = values[key]
+        except OmegaConfBaseException as error:
+            expected = _describe(hints[key])
+            hint = f"; write {prefix}{key}=[...]" if expected.startswith("a list") else ""
+            raise ConfigError(f"{prefix}{key} must be {expected}, got {values[key]!r}{hint}.") from error
+        result[key] = OmegaConf.to_object(node[key]) if OmegaConf.is_config(node[key]) else node[key]
+    return result
+
+
+def _describe(hint: Any) -> str:
+    """A type in words: `list[str] | None` is "a list of texts or null"."""
+    names = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_describe(item) for item in get_args(hint))
+    if get_origin(hint) is list:
+        return f"a list of {_describe(get_args(hint)[0]).split()[-1]}s"
+    return names.get(hint, getattr(hint, "__name__", str(hint)))

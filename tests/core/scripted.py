@@ -1,0 +1,112 @@
+"""A model that says what it is told to, and tokenizers made on the spot; a plugin of this test suite."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from nanoflow import LLM, Component, hookimpl
+from nanoflow.core.config import Config, EngineConfig, PluginChoice
+from nanoflow.core.interfaces import AttentionBackend, ModelArch, ModelContext, NoOptions
+from nanoflow.core.registry import Registry
+
+CORPUS = [
+    "To be, or not to be: that is the question.",
+    "naïve café, Fräulein Müller, 日本語",
+    "the end of the end 🎭🎉",
+]
+
+
+class Scripted(ModelArch):
+    """After position p comes `script[p]`, and where that is forbidden, `fallback`."""
+
+    num_layers, num_heads, num_kv_heads, head_dim, scale = 1, 1, 1, 1, 1.0
+
+    def __init__(self, config: NoOptions, context: ModelContext) -> None:
+        self.vocab_size = context.hf_config["vocab_size"]
+        self.script = torch.tensor(context.hf_config["script"])
+        self.fallback = context.hf_config["fallback"]
+
+    def forward(
+        self, input_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: AttentionBackend
+    ) -> torch.Tensor:
+        return self.script[positions_T % len(self.script)].unsqueeze(-1)
+
+    def compute_logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
+        logits = torch.zeros(len(hidden_SD), self.vocab_size)
+        logits[:, self.fallback] = 5.0
+        return logits.scatter(1, hidden_SD, 10.0)
+
+    def weights(self) -> dict[str, torch.Tensor | None]:
+        return {}
+
+
+@hookimpl
+def nanoflow_models() -> list[Component]:
+    return [Component("scripted", build=Scripted, architectures=("Scripted",))]
+
+
+def entry_point(plugin: Any, name: str = "theirs", package: str = "their-package") -> Any:
+    """An entry point whose `load` returns `plugin`, or raises it."""
+
+    def load() -> Any:
+        if isinstance(plugin, Exception):
+            raise plugin
+        return plugin
+
+    return SimpleNamespace(name=name, dist=SimpleNamespace(name=package, version="1.2.3"), load=load)
+
+
+def scripted_llm(
+    folder: Path, script: list[int], tokenizer: Any = None, *, vocab_size: int = 400, eos: int | None = None,
+    fallback: int = 1, scheduler: dict[str, Any] | None = None, **engine: Any,
+) -> LLM:  # fmt: skip
+    """An LLM whose answer to a prompt of one token is `script`, over and over."""
+    folder.mkdir(exist_ok=True)
+    config = {"architectures": ["Scripted"], "max_position_embeddings": 512, "vocab_size": vocab_size, "script": script,
+              "fallback": fallback, "eos_token_id": eos}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    registry = Registry.load(strict=True, extra=[entry_point(sys.modules[__name__])])
+    options = EngineConfig(**{"load_format": "dummy", "num_kv_blocks": 256, "device": "cpu"} | engine)
+    return LLM.from_config(Config(str(folder), options, scheduler=PluginChoice("fcfs", scheduler or {})), registry)
+
+
+def byte_level(merges: bool = True) -> Any:
+    """A byte-level BPE tokenizer; without merges each byte is a token of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=360 if merges else 257, initial_alphabet=alphabet, special_tokens=["<eos>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS * 3 if merges else [], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+
+
+def sentencepiece_like() -> Any:
+    """A tokenizer in the manner of Llama 2: words begin with a metaspace, unknown characters fall back to bytes."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "<eos>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abcdefghijklmnopqrstuvwxyz.,"]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "a"), ("e", "n"), ("en", "d")]
+    for left, right in merges:
+        vocab[left + right] = len(vocab)
+    tokenizer = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>")

@@ -1,0 +1,140 @@
+"""The config dataclasses check themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from nanoflow import SamplingParams
+from nanoflow.core.config import Config, EngineConfig
+from nanoflow.core.errors import ConfigError
+from nanoflow.plugins.schedulers.fcfs import FCFSConfig
+from tests.core.sentences import raises_sentence
+
+NAN, INF = float("nan"), float("inf")
+
+SAMPLING_REFUSED: dict[str, list[Any]] = {
+    "temperature": [-1, -1e-9, NAN, INF, "0", None, True, [1.0]],
+    "top_p": [0, 0.0, -0.1, 1.5, NAN, "1", None, True],
+    "top_k": [-2, 1.5, "5", None, True, NAN],
+    "min_p": [-0.1, 1.1, NAN, "0", None, False],
+    "seed": [1.5, "1", True, NAN],
+    "max_tokens": [0, -1, 1.5, "5", True, NAN, INF],
+    "min_tokens": [-1, 1.5, None, "1", True, NAN],
+    "stop": ["", [""], 5, [5], ["a", None], b"a", {"a": 1}],
+    "stop_token_ids": [5, [-1], [1.5], ["1"], [True], "12"],
+    "ignore_eos": [0, 1, None, "true"],
+}
+SAMPLING_TAKEN: dict[str, list[Any]] = {
+    "temperature": [0, 0.0, 1, 0.7, 100],
+    "top_p": [1, 1.0, 0.5, 1e-3],
+    "top_k": [-1, 0, 1, 10**9],
+    "min_p": [0, 0.5, 1],
+    "seed": [None, 0, -1, 2**64],
+    "max_tokens": [None, 1, 10**9],
+    "min_tokens": [0, 16],
+    "stop": [None, [], ["a"], "a", ("a", "b"), ["\n"]],
+    "stop_token_ids": [None, [], [0], (1, 2)],
+    "ignore_eos": [True, False],
+}
+ENGINE_REFUSED: dict[str, list[Any]] = {
+    "dtype": ["float64", "fp16", None, "", 16],
+    "load_format": ["safetensors", None, ""],
+    "seed": [1.5, None, "0", True],
+    "max_model_len": [0, -1, 1.5, "100", True],
+    "block_size": [0, -1, 1.5, None, "16", True],
+    "num_kv_blocks": [0, -1, 1.5, "1", True],
+    "kv_cache_gib": [0, -1, NAN, INF, "1", True],
+    "gpu_memory_utilization": [0, -0.1, 1.1, NAN, None, "0.9", True],
+    "overlap": [0, 1, "true"],
+    "device": [None, 0, 1.5, True],
+}
+ENGINE_TAKEN: dict[str, list[Any]] = {
+    "dtype": ["auto", "float32", "float16", "bfloat16"],
+    "load_format": ["auto", "dummy"],
+    "seed": [0, -1, 2**70],
+    "max_model_len": [None, 1],
+    "block_size": [1, 16, 17],
+    "num_kv_blocks": [None, 1],
+    "kv_cache_gib": [None, 1, 0.5],
+    "gpu_memory_utilization": [1, 0.5],
+    "overlap": [None, True, False],
+    "device": ["auto", "cpu", "cuda", "cuda:1"],
+}
+
+
+def cases(values: dict[str, list[Any]]) -> list[Any]:
+    return [pytest.param(name, value, id=f"{name}={value!r}") for name, row in values.items() for value in row]
+
+
+@pytest.mark.parametrize(("name", "value"), cases(SAMPLING_REFUSED))
+def test_sampling_refuses(name: str, value: Any) -> None:
+    shown = [value] if name == "stop" and value == "" else value
+    with raises_sentence(ConfigError, f"{name} must be ", f"got {shown!r}."):
+        SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), cases(SAMPLING_TAKEN))
+def test_sampling_takes(name: str, value: Any) -> None:
+    assert getattr(SamplingParams(**{name: value}), name) == (["a"] if value == "a" else value)
+
+
+@pytest.mark.parametrize(("name", "value"), cases(ENGINE_REFUSED))
+def test_engine_refuses(name: str, value: Any) -> None:
+    """The device is looked for when the engine is built; everything else is known to be wrong at once."""
+    from nanoflow.core.build import pick_device
+
+    with raises_sentence(ConfigError, f"engine.{name} must be ", f"got {value!r}."):
+        pick_device(EngineConfig(**{name: value}).device)
+
+
+@pytest.mark.parametrize(("name", "value"), cases(ENGINE_TAKEN))
+def test_engine_takes(name: str, value: Any) -> None:
+    assert getattr(EngineConfig(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, None, "4", True, NAN])
+@pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens"])
+def test_scheduler_refuses(name: str, value: Any) -> None:
+    with raises_sentence(ConfigError, f"scheduler.{name} must be an integer >= ", f"got {value!r}."):
+        FCFSConfig(**{name: value})
+
+
+def test_a_budget_below_the_batch_size() -> None:
+    FCFSConfig(max_num_seqs=8, max_num_batched_tokens=8)
+    with raises_sentence(ConfigError, "max_num_batched_tokens must be an integer >= max_num_seqs (8)", "got 7."):
+        FCFSConfig(max_num_seqs=8, max_num_batched_tokens=7)
+
+
+def test_min_tokens_above_max_tokens() -> None:
+    with raises_sentence(ConfigError, "min_tokens must be at most max_tokens (4), got 5."):
+        SamplingParams(max_tokens=4, min_tokens=5)
+    SamplingParams(max_tokens=None, min_tokens=500)
+
+
+@pytest.mark.parametrize("config", [SamplingParams, EngineConfig, FCFSConfig])
+def test_every_option_is_checked_and_has_a_help_line(config: type) -> None:
+    checked = {SamplingParams: SAMPLING_REFUSED, EngineConfig: ENGINE_REFUSED}.get(config)
+    for field in dataclasses.fields(config):
+        assert field.metadata["help"], field.name
+        assert "\n" not in field.metadata["help"]
+        assert checked is None or field.name in checked
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config(), dataclasses.fields(config)[0].name, 1)
+
+
+def test_names_and_defaults_follow_vllm() -> None:
+    params = SamplingParams()
+    assert (params.temperature, params.top_p, params.top_k, params.min_p) == (1.0, 1.0, 0, 0.0)
+    assert (params.max_tokens, params.min_tokens, params.seed, params.ignore_eos) == (16, 0, None, False)
+    assert (params.stop, params.stop_token_ids) == (None, None)
+
+
+def test_configs_share_no_state() -> None:
+    assert (
+        Config().scheduler.options
+        is not Config(scheduler=dataclasses.replace(Config().scheduler, options={})).scheduler.options
+    )
+    assert Config() == Config()

@@ -1,0 +1,60 @@
+"""Everything that a plugin's author needs is written down."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanoflow.core import hookspecs, interfaces
+
+HOOKS = {name: value for name, value in vars(hookspecs).items() if name.startswith("nanoflow_")}
+CLASSES = {
+    name: value for name, value in vars(interfaces).items()
+    if inspect.isclass(value) and value.__module__ == interfaces.__name__ and not name.startswith("_")
+}  # fmt: skip
+METHODS = {
+    f"{owner}.{name}": value for owner, cls in CLASSES.items() for name, value in vars(cls).items()
+    if getattr(value, "__isabstractmethod__", False)
+}  # fmt: skip
+PLUGIN_GUIDE = Path(__file__).parents[2] / "docs" / "plugins.md"
+
+
+def test_there_is_something_to_check() -> None:
+    assert len(HOOKS) == 5
+    assert {"ModelArch", "AttentionBackend", "Scheduler", "BlockManager", "Component"} <= set(CLASSES)
+    assert len(METHODS) > 15
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks(name: str) -> None:
+    assert len(inspect.getdoc(HOOKS[name]) or "") > 40
+    assert "return" in inspect.getfullargspec(HOOKS[name]).annotations
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_classes(name: str) -> None:
+    own = vars(CLASSES[name]).get("__doc__") or ""
+    assert len(own) > 20
+    assert not own.startswith(f"{name}("), "that is the one that dataclass makes up"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods(name: str) -> None:
+    method: Any = METHODS[name]
+    assert len(inspect.getdoc(method) or "") > 15
+
+
+@pytest.mark.parametrize("name", [name for name, cls in CLASSES.items() if "__dataclass_fields__" in vars(cls)])
+def test_fields(name: str) -> None:
+    documented = inspect.getdoc(CLASSES[name]) or ""
+    for field in vars(CLASSES[name])["__dataclass_fields__"]:
+        assert field in documented, f"{name}.{field} is not in the docstring"
+
+
+@pytest.mark.skipif(not PLUGIN_GUIDE.exists(), reason="docs/plugins.md is not here")
+@pytest.mark.parametrize("name", HOOKS)
+def test_the_plugin_guide_names_every_hook(name: str) -> None:
+    assert name in PLUGIN_GUIDE.read_text(encoding="utf-8")
