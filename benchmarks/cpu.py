@@ -20,11 +20,12 @@ from transformers import AutoModelForCausalLM
 
 from nanoflow import LLM, SamplingParams
 from nanoflow.core import checkpoint
+from nanoflow.core.config import SchedulerConfig
 from nanoflow.core.engine import Engine
 from nanoflow.core.interfaces import AttentionBackend, BlockManagerContext, ModelArch, NoOptions, SchedulerContext
 from nanoflow.core.runner import ModelRunner
 from nanoflow.plugins.block_managers.prefix import PrefixBlockManager
-from nanoflow.plugins.schedulers.fcfs import FCFSConfig, FCFSScheduler
+from nanoflow.plugins.schedulers.fcfs import FCFSScheduler
 
 
 def main() -> None:
@@ -138,7 +139,7 @@ def decode_steps(num_seqs: int, prompt_len: int, num_new: int) -> list[float]:
     size = 16
     num_blocks = num_seqs * -(-(prompt_len + num_new) // size)
     blocks = PrefixBlockManager(NoOptions(), BlockManagerContext(num_blocks, size))
-    config = FCFSConfig(max_num_seqs=num_seqs, max_num_batched_tokens=max(8192, num_seqs))
+    config = SchedulerConfig(max_num_seqs=num_seqs, max_num_batched_tokens=max(8192, num_seqs))
     runner = ModelRunner(
         NullModel(), NullAttention(), device=torch.device("cpu"), block_size=size, max_num_seqs=num_seqs,
         max_model_len=1024,

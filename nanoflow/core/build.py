@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 
-from nanoflow.core import checkpoint
-from nanoflow.core.config import Config, EngineConfig
+from nanoflow.core import checkpoint, memory
+from nanoflow.core.config import Config, SchedulerConfig
 from nanoflow.core.engine import Engine
 from nanoflow.core.errors import CheckpointError, ConfigError
+from nanoflow.core.graphs import default_sizes
 from nanoflow.core.interfaces import (
     AttentionBackend,
     AttentionContext,
@@ -22,9 +22,6 @@ from nanoflow.core.interfaces import (
 from nanoflow.core.registry import Registry
 from nanoflow.core.runner import ModelRunner
 from nanoflow.core.tokenizer import Tokenizer
-
-GIB = 2**30
-CPU_KV_CACHE_BYTES = 2 * GIB
 
 
 def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, str]]:
@@ -53,29 +50,41 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
             checkpoint.load_weights(folder, model.weights())
 
     attention_context = AttentionContext(
-        num_layers=model.num_layers, num_heads=model.num_heads, num_kv_heads=model.num_kv_heads,
-        head_dim=model.head_dim, scale=model.scale, block_size=options.block_size, dtype=dtype, device=device,
-    )  # fmt: skip
-    attention_entry, attention_options = registry.resolve("attention", config.attention, attention_context)
-    attention: AttentionBackend = attention_entry.component.build(attention_options, attention_context)
-    num_blocks = pick_num_blocks(options, attention.bytes_per_block, device)
-    attention.allocate(num_blocks)
-
-    blocks_context = BlockManagerContext(num_blocks, options.block_size)
-    blocks_entry, blocks_options = registry.resolve("block_manager", config.block_manager, blocks_context)
-    block_manager = blocks_entry.component.build(blocks_options, blocks_context)
-    scheduler_context = SchedulerContext(block_manager, max_model_len)
-    scheduler_entry, scheduler_options = registry.resolve("scheduler", config.scheduler, scheduler_context)
-    scheduler = scheduler_entry.component.build(scheduler_options, scheduler_context)
-
-    runner = ModelRunner(
-        model,
-        attention,
-        device=device,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model.head_dim,
+        scale=model.scale,
         block_size=options.block_size,
-        max_num_seqs=scheduler.max_num_seqs,
-        max_model_len=max_model_len,
+        dtype=dtype,
+        device=device,
     )
+    attention_entry, attention_options = registry.resolve("attention", config.attention, attention_context)
+
+    def build_runner(limits: SchedulerConfig) -> ModelRunner:
+        """The loaded model with an attention backend of its own, whose cache is yet to be allocated."""
+        attention: AttentionBackend = attention_entry.component.build(attention_options, attention_context)
+        return ModelRunner(
+            model,
+            attention,
+            device=device,
+            block_size=options.block_size,
+            max_num_seqs=limits.max_num_seqs,
+            max_model_len=max_model_len,
+        )
+
+    scheduler_entry, limits = registry.resolve("scheduler", config.scheduler)
+    blocks_entry, blocks_options = registry.resolve("block_manager", config.block_manager)
+    runner = build_runner(limits)
+    reserved = memory.measure_step(build_runner(limits), limits, max_model_len) if device.type == "cuda" else 0
+    num_blocks = memory.pick_num_blocks(options, runner.attention.bytes_per_block, device, reserved)
+    runner.attention.allocate(num_blocks + 1)  # the last is nobody's: padding rows of captured steps write there
+    if device.type == "cuda" and runner.attention.capturable and not options.enforce_eager:
+        sizes = options.graph_sizes or default_sizes(limits.max_num_seqs)
+        runner.capture(sorted({*sizes, limits.max_num_seqs}), padding_block=num_blocks)
+    block_manager = blocks_entry.component.build(blocks_options, BlockManagerContext(num_blocks, options.block_size))
+    scheduler = scheduler_entry.component.build(limits, SchedulerContext(block_manager, max_model_len))
+
     tokenizer = Tokenizer.load(folder)
     eos_token_ids = checkpoint.eos_token_ids(folder, hf_config)
     if tokenizer and tokenizer.eos_token_id is not None:
@@ -151,36 +160,6 @@ def pick_max_model_len(wanted: int | None, hf_config: dict[str, Any]) -> int:
     return wanted or limit
 
 
-def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.device) -> int:
-    """How many blocks the KV cache has: as told, or as many as fit into the memory that is left for it.
-
-    Raises:
-        ConfigError: not even one block fits.
-    """
-    if options.num_kv_blocks is not None:
-        return options.num_kv_blocks
-    if options.kv_cache_gib is not None:
-        size = int(options.kv_cache_gib * GIB)
-    elif device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        size = int(free - (1 - options.gpu_memory_utilization) * total)
-    else:
-        size = min(CPU_KV_CACHE_BYTES, _free_memory() // 4)
-    if size < bytes_per_block:
-        raise ConfigError(
-            f"There is room for {max(0, size)} bytes of KV cache, but one block takes {bytes_per_block}; raise "
-            f"engine.kv_cache_gib or engine.gpu_memory_utilization, or free memory."
-        )
-    return size // bytes_per_block
-
-
 def device_name(device: torch.device) -> str:
     """What to call the device in reports."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
-
-
-def _free_memory() -> int:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not on every system
-        return 4 * CPU_KV_CACHE_BYTES

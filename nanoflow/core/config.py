@@ -104,6 +104,8 @@ class EngineConfig:
     kv_cache_gib: float | None = option(None, "size of the KV cache in GiB; null: from the memory there is")
     gpu_memory_utilization: float = option(0.9, "share of the GPU's memory that this engine may use, in (0, 1]")
     load_format: str = option("auto", "auto: the checkpoint's weights | dummy: random ones, config.json is enough")
+    enforce_eager: bool = option(False, "run decode steps kernel by kernel instead of as CUDA graphs")
+    graph_sizes: list[int] | None = option(None, "batch sizes to capture as CUDA graphs; null: up to max_num_seqs")
     overlap: bool | None = option(None, "schedule the next step while one runs; null: on a GPU")
 
     def __post_init__(self) -> None:
@@ -126,12 +128,35 @@ class EngineConfig:
                 "engine.kv_cache_gib", self.kv_cache_gib, "a number > 0 or null")  # fmt: skip
         require(is_number(self.gpu_memory_utilization) and 0 < self.gpu_memory_utilization <= 1,
                 "engine.gpu_memory_utilization", self.gpu_memory_utilization, "a number in (0, 1]")  # fmt: skip
+        require(isinstance(self.enforce_eager, bool), "engine.enforce_eager", self.enforce_eager, "true or false")
+        require(
+            self.graph_sizes != [] and _list_of(self.graph_sizes, lambda size: is_int(size) and size >= 1),
+            "engine.graph_sizes", self.graph_sizes, "a list of integers >= 1, or null",
+        )  # fmt: skip
         require(
             self.overlap is None or isinstance(self.overlap, bool),
             "engine.overlap",
             self.overlap,
             "true, false or null",
         )
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Options that every scheduler has; the engine sizes its buffers by them. Schedulers with more derive from it.
+
+    Raises:
+        ConfigError: a value out of its range, or a budget too small for one token of every sequence.
+    """
+
+    max_num_seqs: int = option(256, "most sequences in a batch, and most that hold blocks at a time")
+    max_num_batched_tokens: int = option(2048, "most tokens in a batch, decodes and prefill chunks together")
+
+    def __post_init__(self) -> None:
+        seqs, tokens = self.max_num_seqs, self.max_num_batched_tokens
+        require(is_int(seqs) and seqs >= 1, "scheduler.max_num_seqs", seqs, "an integer >= 1")
+        wanted = f"an integer >= max_num_seqs ({seqs}), so that no decode starves"
+        require(is_int(tokens) and tokens >= seqs, "scheduler.max_num_batched_tokens", tokens, wanted)
 
 
 @dataclass(frozen=True)

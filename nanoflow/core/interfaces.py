@@ -29,10 +29,11 @@ class Component:
         name: how configs name it (`attention=NAME`); unique in its role.
         build: `(config, context) -> object`, with an instance of `config` and the role's context (below). Heavy imports
             belong in here. May raise `ConfigError` or `PluginError`.
-        config: dataclass of its options with their defaults; `core.config.option` adds the help line.
+        config: dataclass of its options with their defaults; `core.config.option` adds the help line. A scheduler's
+            derives from `core.config.SchedulerConfig`.
         available: None if it can be used on this machine, else one sentence that says why not and what would help
             ("the package flash-attn is not installed: pip install flash-attn"). Called for `nanoflow plugins` too.
-        supports: None if it can serve this context, else the reason. Asked after `available`, before `build`.
+        supports: attention backends only: None if it can serve this context, else the reason. Asked after `available`.
         priority: `auto` takes the highest that can serve; a negative one is never taken by `auto`.
         architectures: models only: the Hugging Face `architectures` that it serves.
     """
@@ -168,13 +169,9 @@ class Scheduler(ABC):
     `schedule` for each step, `update` once for each batch, in the order of the batches. With overlap, `schedule` for
     step n+1 comes before `update` for step n.
 
-    Attributes:
-        max_num_seqs: no batch has more sequences, and no more than these hold blocks at a time.
-        max_num_batched_tokens: no batch has more tokens. The engine sizes its buffers with both.
+    Its config derives from `SchedulerConfig`. No batch has more than `max_num_seqs` sequences, no more than these hold
+    blocks at a time, and no batch has more than `max_num_batched_tokens` tokens.
     """
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
 
     @abstractmethod
     def add(self, sequence: Sequence) -> None:

@@ -19,7 +19,7 @@ import pluggy
 
 from nanoflow import __version__
 from nanoflow.core import hookspecs
-from nanoflow.core.config import ROLES, PluginChoice, field_names
+from nanoflow.core.config import ROLES, PluginChoice, SchedulerConfig, field_names
 from nanoflow.core.errors import ConfigError, PluginError, did_you_mean
 from nanoflow.core.interfaces import Component
 
@@ -152,8 +152,8 @@ class Registry:
                 )
         return entry.component.config(**options)
 
-    def resolve(self, role: str, choice: PluginChoice, context: Any) -> tuple[Entry, Any]:
-        """The plugin for `choice` that can serve `context`, and its config.
+    def resolve(self, role: str, choice: PluginChoice, context: Any = None) -> tuple[Entry, Any]:
+        """The plugin for `choice`, which can serve `context` if there is one, and its config.
 
         `auto` takes the one of the highest priority that is available and supports the context. For models, whose
         architecture is a question of its own, see `model_for`.
@@ -165,7 +165,7 @@ class Registry:
         if choice.name != AUTO:
             entry = self.get(role, choice.name)
             config = self.options(entry, choice.options)
-            if reason := entry.component.available() or entry.component.supports(config, context):
+            if reason := _why_not(entry.component, config, context):
                 raise PluginError(f"{role}={choice.name} can't be used here: {reason}")
             return entry, config
         if choice.options:
@@ -175,7 +175,7 @@ class Registry:
             config = entry.component.config()
             if entry.component.priority < 0:
                 continue
-            reason = entry.component.available() or entry.component.supports(config, context)
+            reason = _why_not(entry.component, config, context)
             if reason is None:
                 return entry, config
             reasons.append(f"{entry.component.name}: {reason}")
@@ -206,6 +206,10 @@ class Registry:
         return entry, self.options(entry, choice.options)
 
 
+def _why_not(component: Component, config: Any, context: Any) -> str | None:
+    return component.available() or (component.supports(config, context) if context is not None else None)
+
+
 def _builtin_packages() -> list[str]:
     package = import_module("nanoflow.plugins")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__, "nanoflow.plugins."))
@@ -230,6 +234,8 @@ def _components(manager: pluggy.PluginManager, plugin: str) -> Iterator[tuple[st
                 raise TypeError(f"hook {hook} returned a list with a {type(component).__name__}, not a Component")
             if not dataclasses.is_dataclass(component.config):
                 raise TypeError(f"the config of {role}={component.name} is not a dataclass")
+            if role == "scheduler" and not issubclass(component.config, SchedulerConfig):
+                raise TypeError(f"the config of scheduler={component.name} does not derive from SchedulerConfig")
             component.config()  # every option needs a default, so that a name alone is enough to choose a plugin
             yield role, component
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from nanoflow.core.graphs import DecodeGraphs
 from nanoflow.core.interfaces import AttentionBackend, ModelArch
 from nanoflow.core.sampler import Sampler, SamplingInput
 from nanoflow.core.types import AttentionInput, Batch, Sequence
@@ -41,6 +42,9 @@ class ModelRunner:
         block_size: P.
         max_num_seqs: most sequences in a batch, and most that hold blocks.
         max_model_len: most tokens in a sequence.
+
+    Attributes:
+        graphs: replays batches in which every sequence decodes; None runs them like all others.
     """
 
     def __init__(
@@ -60,14 +64,33 @@ class ModelRunner:
         self.top_p = np.zeros(max_num_seqs, np.float32)
         self.min_p = np.zeros(max_num_seqs, np.float32)
         self.seed = np.zeros(max_num_seqs, np.int64)
-        self.last_token = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        self.min_len = np.zeros(max_num_seqs, np.int64)  # no stop token before so many tokens, prompt included
+        self.plain = np.zeros(max_num_seqs, bool)  # sampling needs no filter
+        self.params_changed = False
+        self.feeds_back = np.zeros(max_num_seqs, bool)  # the row's newest token is in `last_token`
+        self.last_token = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=device)  # one for padding rows
+        self.graphs: DecodeGraphs | None = None
 
     def release(self, sequence: Sequence) -> None:
         """Give the sequence's row to others; nothing happens if it has none."""
         if sequence.row >= 0:
             self.num_blocks[sequence.row] = 0
+            self.feeds_back[sequence.row] = False
             self.free_rows.append(sequence.row)
             sequence.row = -1
+
+    @torch.inference_mode()
+    def capture(self, sizes: list[int], padding_block: int) -> None:
+        """Capture decode steps of these batch sizes; `padding_block` is a block of the cache that is nobody's."""
+        self.graphs = DecodeGraphs(
+            self.model,
+            self.attention,
+            self.last_token,
+            max_blocks=self.block_tables.shape[1],
+            block_size=self.block_size,
+            padding_block=padding_block,
+            sizes=sizes,
+        )
 
     @torch.inference_mode()
     def submit(self, batch: Batch) -> PendingStep:
@@ -75,6 +98,25 @@ class ModelRunner:
         for sequence in batch.preempted:
             self.release(sequence)
         rows = self._update_rows(batch)
+        if self.graphs is not None and batch.num_decodes == len(rows) and all(batch.samples):
+            tokens_S = self._replay(self.graphs, batch, rows)
+        else:
+            tokens_S = self._run(batch, rows)
+        self.feeds_back[rows] = batch.samples
+        return self._pending(tokens_S)
+
+    def _run(self, batch: Batch, rows: np.ndarray) -> torch.Tensor:
+        """Tokens of the sequences that sample."""
+        hidden_TD, query_start = self._forward(batch, rows)
+        sampling = np.flatnonzero(batch.samples)
+        last_S = self._to_device(query_start[1:][sampling] - 1)
+        logits_SV = self.model.compute_logits(hidden_TD[last_S])
+        tokens_S = self.sampler(logits_SV, self._sampling_input(batch, sampling, rows[sampling]))
+        self.last_token[self._to_device(rows[sampling])] = tokens_S
+        return tokens_S
+
+    def _forward(self, batch: Batch, rows: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+        """Hidden states [T, D], and where each sequence's tokens start, int32 [S + 1]."""
         starts = np.array(batch.starts)
         query_lens = np.array(batch.num_tokens)
         query_start = np.zeros(len(rows) + 1, np.int32)
@@ -95,13 +137,24 @@ class ModelRunner:
             )
         )
         input_ids_T = self._input_ids(batch, rows, query_start)
-        hidden_TD = self.model.forward(input_ids_T, self._to_device(positions), self.attention)
-        sampling = np.flatnonzero(batch.samples)
-        last_S = self._to_device(query_start[1:][sampling] - 1)
-        logits_SV = self.model.compute_logits(hidden_TD[last_S])
-        tokens_S = self.sampler(logits_SV, self._sampling_input(batch, sampling, rows[sampling]))
-        self.last_token[self._to_device(rows[sampling])] = tokens_S
-        return self._pending(tokens_S)
+        return self.model.forward(input_ids_T, self._to_device(positions), self.attention), query_start
+
+    def _replay(self, graphs: DecodeGraphs, batch: Batch, rows: np.ndarray) -> torch.Tensor:
+        """Tokens of a batch in which every sequence decodes and samples."""
+        fresh = np.flatnonzero(~self.feeds_back[rows])  # their newest token was not sampled in their row
+        if len(fresh):
+            known = np.array([batch.sequences[index].token_ids[batch.starts[index]] for index in fresh])
+            self.last_token[self._to_device(rows[fresh])] = self._to_device(known)
+        if self.params_changed:
+            graphs.set_params(self.temperature, self.seed)
+            self.params_changed = False
+        capture = graphs.replay(rows, np.array(batch.starts))
+        inputs = self._sampling_input(batch, np.arange(len(rows)), rows)
+        if self.plain[rows].all() and not inputs.forbidden:
+            return capture.tokens_S[: len(rows)]
+        tokens_S = self.sampler(capture.logits_SV[: len(rows)], inputs)
+        self.last_token[self._to_device(rows)] = tokens_S
+        return tokens_S
 
     def _update_rows(self, batch: Batch) -> np.ndarray:
         """Rows of the batch's sequences, int64 [S], their block tables brought up to date."""
@@ -114,6 +167,8 @@ class ModelRunner:
             if known < len(table):
                 self.block_tables[row, known : len(table)] = table[known:]
                 self.num_blocks[row] = len(table)
+                if self.graphs is not None:
+                    self.graphs.set_blocks(row, known, table[known:])
         return rows
 
     def _assign_row(self, sequence: Sequence) -> None:
@@ -124,6 +179,9 @@ class ModelRunner:
         self.top_p[row] = params.top_p
         self.min_p[row] = params.min_p
         self.seed[row] = sequence.seed
+        self.min_len[row] = sequence.num_prompt_tokens + params.min_tokens
+        self.plain[row] = params.top_k <= 0 and params.top_p == 1 and params.min_p == 0
+        self.params_changed = True
 
     def _input_ids(self, batch: Batch, rows: np.ndarray, query_start: np.ndarray) -> torch.Tensor:
         """Token ids [T]: known values from the host, the others from the rows' last tokens on the device."""
@@ -146,11 +204,8 @@ class ModelRunner:
     def _sampling_input(self, batch: Batch, sampling: np.ndarray, rows: np.ndarray) -> SamplingInput:
         """Parameters of the rows that sample; a stop token is forbidden before `min_tokens`."""
         position = np.array(batch.starts)[sampling] + np.array(batch.num_tokens)[sampling]
-        forbidden = {}
-        for row, index in enumerate(sampling.tolist()):
-            sequence = batch.sequences[index]
-            if position[row] - sequence.num_prompt_tokens < sequence.params.min_tokens:
-                forbidden[row] = list(sequence.stop_token_ids)
+        early = np.flatnonzero(position < self.min_len[rows]).tolist()
+        forbidden = {row: list(batch.sequences[sampling[row]].stop_token_ids) for row in early}
         return SamplingInput(
             temperature=self.temperature[rows],
             top_k=self.top_k[rows],

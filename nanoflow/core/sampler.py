@@ -68,6 +68,16 @@ class Sampler:
         return (scores + gumbel_noise(column(inputs.seed), column(inputs.position), vocab_size)).argmax(-1)
 
 
+def sample(
+    logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor
+) -> torch.Tensor:
+    """A plain draw for every row, greedy where its temperature is 0; needs nothing of the host. Returns int64 [S]."""
+    noise_SV = gumbel_noise(seed_S.unsqueeze(-1), position_S.unsqueeze(-1), logits_SV.shape[-1])
+    temperature_S1 = temperature_S.unsqueeze(-1)
+    scores_SV = logits_SV.float() / temperature_S1.clamp(min=1e-10) + noise_SV
+    return torch.where(temperature_S1 > 0, scores_SV, logits_SV.float()).argmax(-1)
+
+
 def keep_top(scores_SV: torch.Tensor, top_k_S1: torch.Tensor, top_p_S1: torch.Tensor) -> torch.Tensor:
     """-inf for all but the `top_k` best, and of these for all past the first whose probabilities reach `top_p`.
 

@@ -13,12 +13,12 @@ SJF = """
     from dataclasses import dataclass
 
     from nanoflow import Component, hookimpl
-    from nanoflow.core.config import option
-    from nanoflow.plugins.schedulers.fcfs import FCFSConfig, FCFSScheduler
+    from nanoflow.core.config import SchedulerConfig, option
+    from nanoflow.plugins.schedulers.fcfs import FCFSScheduler
 
 
     @dataclass(frozen=True)
-    class SJFConfig(FCFSConfig):
+    class SJFConfig(SchedulerConfig):
         patience: float = option(1.5, "how long the longest job waits")
 
 
@@ -129,7 +129,7 @@ NO_DEFAULT = """
         size: int
 
     @hookimpl
-    def nanoflow_schedulers():
+    def nanoflow_block_managers():
         return [Component("greedy", build=None, config=Config)]
 """
 

@@ -280,7 +280,7 @@ def test_unknown_plugin(folder: str, role: str, name: Any) -> None:
         ({"device": "cuda:99"}, ["engine.device=cuda:99 asks for a GPU"]),
         ({"dtype": "float8"}, ["engine.dtype must be one of ", "got 'float8'."]),
         ({"block_size": 0}, ["engine.block_size must be an integer >= 1, got 0."]),
-        ({"kv_cache_gib": 1e-9, "num_kv_blocks": None}, ["room for 1 bytes", "raise engine.kv_cache_gib"]),
+        ({"kv_cache_gib": 1e-9, "num_kv_blocks": None}, ["There is room for ", "raise engine.kv_cache_gib"]),
         ({"max_num_seqs": 0}, ["scheduler.max_num_seqs must be an integer >= 1, got 0."]),
         ({"max_num_seqs": 9, "max_num_batched_tokens": 8}, ["an integer >= max_num_seqs (9)", "got 8."]),
         ({"num_kv_blocks": 10**12}, ["num_kv_blocks"]),

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from nanoflow import SamplingParams
-from nanoflow.core.config import Config, EngineConfig
+from nanoflow.core.config import Config, EngineConfig, SchedulerConfig
 from nanoflow.core.errors import ConfigError
-from nanoflow.plugins.schedulers.fcfs import FCFSConfig
 from tests.core.sentences import raises_sentence
 
 NAN, INF = float("nan"), float("inf")
@@ -48,8 +47,12 @@ ENGINE_REFUSED: dict[str, list[Any]] = {
     "num_kv_blocks": [0, -1, 1.5, "1", True],
     "kv_cache_gib": [0, -1, NAN, INF, "1", True],
     "gpu_memory_utilization": [0, -0.1, 1.1, NAN, None, "0.9", True],
+    "enforce_eager": [0, None, "true"],
+    "graph_sizes": [[], [0], [1.5], 8, "8"],
     "overlap": [0, 1, "true"],
     "device": [None, 0, 1.5, True],
+    "enforce_eager": [0, 1, None, "true"],
+    "graph_sizes": [[], [0], [-1], [1.5], [True], ["8"], 8],
 }
 ENGINE_TAKEN: dict[str, list[Any]] = {
     "dtype": ["auto", "float32", "float16", "bfloat16"],
@@ -60,8 +63,12 @@ ENGINE_TAKEN: dict[str, list[Any]] = {
     "num_kv_blocks": [None, 1],
     "kv_cache_gib": [None, 1, 0.5],
     "gpu_memory_utilization": [1, 0.5],
+    "enforce_eager": [True, False],
+    "graph_sizes": [None, [1], [4, 2]],
     "overlap": [None, True, False],
     "device": ["auto", "cpu", "cuda", "cuda:1"],
+    "enforce_eager": [True, False],
+    "graph_sizes": [None, [1], [8, 1, 300]],
 }
 
 
@@ -99,13 +106,13 @@ def test_engine_takes(name: str, value: Any) -> None:
 @pytest.mark.parametrize("name", ["max_num_seqs", "max_num_batched_tokens"])
 def test_scheduler_refuses(name: str, value: Any) -> None:
     with raises_sentence(ConfigError, f"scheduler.{name} must be an integer >= ", f"got {value!r}."):
-        FCFSConfig(**{name: value})
+        SchedulerConfig(**{name: value})
 
 
 def test_a_budget_below_the_batch_size() -> None:
-    FCFSConfig(max_num_seqs=8, max_num_batched_tokens=8)
+    SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=8)
     with raises_sentence(ConfigError, "max_num_batched_tokens must be an integer >= max_num_seqs (8)", "got 7."):
-        FCFSConfig(max_num_seqs=8, max_num_batched_tokens=7)
+        SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=7)
 
 
 def test_min_tokens_above_max_tokens() -> None:
@@ -114,7 +121,7 @@ def test_min_tokens_above_max_tokens() -> None:
     SamplingParams(max_tokens=None, min_tokens=500)
 
 
-@pytest.mark.parametrize("config", [SamplingParams, EngineConfig, FCFSConfig])
+@pytest.mark.parametrize("config", [SamplingParams, EngineConfig, SchedulerConfig])
 def test_every_option_is_checked_and_has_a_help_line(config: type) -> None:
     checked = {SamplingParams: SAMPLING_REFUSED, EngineConfig: ENGINE_REFUSED}.get(config)
     for field in dataclasses.fields(config):

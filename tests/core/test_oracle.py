@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanoflow import LLM
+from nanoflow.plugins.block_managers import prefix
 from tests.core.checkpoints import NUM_OUTPUT_TOKENS, SPECS, Oracle, edit_json, generate
 from tests.core.running import check, engine_of, greedy, is_mixed, recorded, tokens
 
@@ -177,6 +180,27 @@ def test_all_together(
     assert llm.stats.num_preemptions > 0
     assert (llm.stats.num_hit_tokens > 0) == (block_manager == "prefix")
     assert any(map(is_mixed, batches))
+
+
+def test_hash_collisions(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With eight digests for all blocks, prompts still never mix; and the cache still finds what it can."""
+    digest = xxhash.xxh3_64_intdigest
+    monkeypatch.setattr(prefix, "xxhash", SimpleNamespace(xxh3_64_intdigest=lambda data: digest(data) % 8))
+    llm = start(oracle, block_size=4, max_num_seqs=4)
+    for _ in range(2):
+        check(llm, oracle("plain"))
+    check(llm, oracle("plain"), [7, 7, 7])
+    assert llm.stats.num_hit_tokens > 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(oracle: Oracle, dtype: str) -> None:
+    """Rounding changes some tokens, but most first ones are the same."""
+    llm = start(oracle, "bard", dtype=dtype)
+    outputs = tokens(llm.generate(oracle("bard").prompts, greedy(), use_tqdm=False))
+    assert llm.describe()["dtype"] == dtype
+    same = [mine[0] == theirs[0] for mine, theirs in zip(outputs, oracle("bard").outputs, strict=True)]
+    assert sum(same) >= 4
 
 
 @given(data=st.data())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nanoflow import Component, __version__, hookimpl
-from nanoflow.core.config import ROLES, PluginChoice, option, require
+from nanoflow.core.config import ROLES, PluginChoice, SchedulerConfig, option, require
 from nanoflow.core.errors import ConfigError, PluginError
 from nanoflow.core.interfaces import NoOptions
 from nanoflow.core.registry import Registry
@@ -66,7 +66,8 @@ def test_builtin_plugins() -> None:
 
 @pytest.mark.parametrize("role", ROLES)
 def test_third_party_plugin(role: str) -> None:
-    registry = load([component()], role=role, strict=True)
+    config = SchedulerConfig if role == "scheduler" else NoOptions
+    registry = load([component(config=config)], role=role, strict=True)
     assert str(registry.get(role, "theirs")) == f"{role}=theirs from package0 1.2.3"
     assert names(registry, role) != ["theirs"], "the built-in ones are still there"
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanoflow.core.interfaces import AttentionContext, NoOptions
+from nanoflow.core.interfaces import AttentionBackend, AttentionContext, NoOptions
 from nanoflow.core.types import AttentionInput
 from nanoflow.plugins.attention.torch_paged import PADDING_TOKENS, TorchAttention, similar
 
@@ -95,7 +95,7 @@ def draw_case(rng: np.random.Generator, block_size: int, num_seqs: int) -> Case:
     return Case(query_lens, context_lens, tables, num_seqs * 80)
 
 
-def compare(case: Case, c: AttentionContext, rng: np.random.Generator, tolerance: float, split: bool = False) -> None:
+def compare(case: Case, c: AttentionContext, rng: np.random.Generator, tolerance: float) -> None:
     """Fill the cache with random past, run the batch through both layers, and compare."""
     backend = TorchAttention(NoOptions(), c)
     backend.allocate(case.num_blocks)
@@ -107,8 +107,9 @@ def compare(case: Case, c: AttentionContext, rng: np.random.Generator, tolerance
     num_slots, past = case.num_blocks * c.block_size, []
     for layer in range(c.num_layers):
         keys, values = random(num_slots, c.num_kv_heads, c.head_dim), random(num_slots, c.num_kv_heads, c.head_dim)
-        backend.keys[layer].view(num_slots, c.num_kv_heads, c.head_dim).copy_(keys)
-        backend.values[layer].view(num_slots, c.num_kv_heads, c.head_dim).copy_(values)
+        for cache, content in zip(backend.cache(layer), (keys, values), strict=True):
+            assert cache.shape == (case.num_blocks, c.block_size, c.num_kv_heads, c.head_dim)
+            cache.copy_(content.view(cache.shape))
         past.append(Stored(keys.double(), values.double()))
     backend.plan(case.inputs(c.block_size))
     num_tokens = sum(case.query_lens)
@@ -120,8 +121,8 @@ def compare(case: Case, c: AttentionContext, rng: np.random.Generator, tolerance
         expected = attend(case, past[layer], query, key, value, c)
         assert (out.shape, out.dtype) == (query.shape, c.dtype)
         torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
-        stored = backend.keys[layer].view(num_slots, c.num_kv_heads, c.head_dim)
-        assert torch.equal(stored.double(), past[layer].keys), "exactly the new slots were written"
+        for cache, stored in zip(backend.cache(layer), (past[layer].keys, past[layer].values), strict=True):
+            assert torch.equal(cache.double().view(stored.shape), stored), "exactly the new slots were written"
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)
@@ -168,6 +169,21 @@ def test_the_cache_takes_what_it_says() -> None:
         assert sum(t.numel() * t.element_size() for t in tensors) == 7 * backend.bytes_per_block
         assert all(t.isfinite().all() for t in tensors)
         assert len({t.data_ptr() for t in tensors}) == 4
+
+
+def test_storing_as_the_interface_does_it() -> None:
+    """The backend's own `store` and the one that it overrides put everything into the same places."""
+    case = draw_case(np.random.default_rng(2), 4, 6)
+    key, value = torch.randn(2, sum(case.query_lens), 2, 8)
+    backends = [TorchAttention(NoOptions(), context()) for _ in range(2)]
+    for backend, store in zip(backends, (TorchAttention.store, AttentionBackend.store), strict=True):
+        backend.allocate(case.num_blocks)
+        backend.plan(case.inputs(4))
+        store(backend, 1, key, value)
+    for own, inherited in zip(backends[0].cache(1), backends[1].cache(1), strict=True):
+        assert own.count_nonzero() == key.numel()
+        assert torch.equal(own, inherited)
+    assert backends[0].cache(0)[0].count_nonzero() == 0
 
 
 def test_two_backends_share_nothing() -> None:

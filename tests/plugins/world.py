@@ -6,21 +6,28 @@ the tokens before it, so that equal prompts have equal outputs and the prefix ca
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanoflow.core.config import SamplingParams
+from nanoflow.core.config import SamplingParams, SchedulerConfig
 from nanoflow.core.interfaces import BlockManager, BlockManagerContext, NoOptions, SchedulerContext
 from nanoflow.core.types import Batch, Sequence
 from nanoflow.plugins.block_managers.plain import PlainBlockManager
 from nanoflow.plugins.block_managers.prefix import PrefixBlockManager
-from nanoflow.plugins.schedulers.fcfs import FCFSConfig, FCFSScheduler
+from nanoflow.plugins.schedulers.fcfs import FCFSScheduler
 
 MANAGERS: dict[str, type[BlockManager]] = {"plain": PlainBlockManager, "prefix": PrefixBlockManager}
 ALPHABET = 3
 STOP_TOKEN = 0
 EMPTY = -1
+START = 7
+
+
+def chain(digest: int, token: int) -> int:
+    """A number that stands for `token` after the tokens that `digest` stands for."""
+    return hash((digest, token))
 
 
 @dataclass
@@ -43,7 +50,7 @@ class Request:
 
     def append(self, token: int) -> None:
         self.tokens.append(token)
-        self.digests.append(hash((self.digests[-1] if self.digests else 7, token)))
+        self.digests.append(chain(self.digests[-1] if self.digests else START, token))
 
     def next_token(self) -> int:
         """What the model samples after these tokens."""
@@ -70,7 +77,7 @@ class World:
         self.blocks: Any = MANAGERS[manager](NoOptions(), BlockManagerContext(num_blocks, block_size))
         self.max_tokens = num_blocks * block_size  # that a request may keep in the cache
         self.scheduler = FCFSScheduler(
-            FCFSConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=budget),
+            SchedulerConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=budget),
             SchedulerContext(self.blocks, self.max_tokens + 1),
         )
         self.cache = [[EMPTY] * block_size for _ in range(num_blocks)]  # digests of the tokens in each slot
@@ -254,3 +261,20 @@ class World:
             key = manager.blocks[block_id].key
             assert key is not None
             assert key.digest == digest
+        self._check_content()
+
+    def _check_content(self) -> None:
+        """Walk the tree of cached prefixes: each block that can be found holds the tokens that it is found by."""
+        children: dict[int, list[int]] = {}
+        for block_id in self.blocks.cached.values():
+            children.setdefault(self.blocks.blocks[block_id].parent_id, []).append(block_id)
+        reached = [(0, START)]
+        while reached:
+            parent_id, digest = reached.pop()
+            for block_id in children.get(parent_id, ()):
+                block = self.blocks.blocks[block_id]
+                digests = [digest]
+                for token in array("q", block.key.tokens):
+                    digests.append(chain(digests[-1], token))
+                assert self.cache[block_id] == digests[1:], f"block {block_id} holds other tokens than its key says"
+                reached.append((block.prefix_id, digests[-1]))

@@ -7,34 +7,10 @@ decodes with prefill chunks under one token budget from Sarathi-Serve (OSDI 2024
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
-from nanoflow.core.config import is_int, option, require
+from nanoflow.core.config import SchedulerConfig
 from nanoflow.core.interfaces import Scheduler, SchedulerContext
 from nanoflow.core.types import Batch, Sequence
-
-
-@dataclass(frozen=True)
-class FCFSConfig:
-    """Options of `scheduler=fcfs`.
-
-    Raises:
-        ConfigError: a value out of its range, or a budget too small for one token of every sequence.
-    """
-
-    max_num_seqs: int = option(256, "most sequences in a batch")
-    max_num_batched_tokens: int = option(2048, "most tokens in a batch, decodes and prefill chunks together")
-
-    def __post_init__(self) -> None:
-        require(
-            is_int(self.max_num_seqs) and self.max_num_seqs >= 1,
-            "scheduler.max_num_seqs",
-            self.max_num_seqs,
-            "an integer >= 1",
-        )
-        require(is_int(self.max_num_batched_tokens) and self.max_num_batched_tokens >= self.max_num_seqs,
-                "scheduler.max_num_batched_tokens", self.max_num_batched_tokens,
-                f"an integer >= max_num_seqs ({self.max_num_seqs}), so that no decode starves")  # fmt: skip
 
 
 class FCFSScheduler(Scheduler):
@@ -45,7 +21,7 @@ class FCFSScheduler(Scheduler):
     are freed and it waits, ahead of all that came later, to be computed again.
     """
 
-    def __init__(self, config: FCFSConfig, context: SchedulerContext) -> None:
+    def __init__(self, config: SchedulerConfig, context: SchedulerContext) -> None:
         self.max_num_seqs = config.max_num_seqs
         self.max_num_batched_tokens = config.max_num_batched_tokens
         self.blocks = context.block_manager

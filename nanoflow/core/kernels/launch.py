@@ -1,0 +1,36 @@
+"""Programmatic dependent launch: a kernel may start while the one before it in the stream is still running.
+
+A kernel launched with `overlap(x)` first calls `begin(PDL)`, and before that touches nothing but parameters of the model.
+It allows the next one to start at once, and then waits until the one before has completed and its writes can be seen.
+So the time between two kernels, and the first loads of weights, hide behind the earlier one. On GPUs before Hopper, and
+under Triton's interpreter, kernels run one after the other.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+
+def overlap(x: torch.Tensor) -> dict[str, Any]:
+    """Launch options for a kernel on x's device."""
+    if x.is_cuda and _capability(x.device) >= (9, 0):
+        return {"PDL": True, "launch_pdl": True}
+    return {"PDL": False}
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@triton.jit
+def begin(PDL: tl.constexpr):
+    """Let the next kernel start, and wait for the one before."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()

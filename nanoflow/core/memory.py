@@ -1,0 +1,78 @@
+"""How many blocks the KV cache gets: as told, or as many as fit into memory beside all that a step may need."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from nanoflow.core.config import EngineConfig, SamplingParams, SchedulerConfig
+from nanoflow.core.errors import ConfigError
+from nanoflow.core.runner import ModelRunner
+from nanoflow.core.types import Batch, Sequence
+
+GIB = 2**30
+CPU_KV_CACHE_BYTES = 2 * GIB
+GRAPH_BYTES = GIB // 4  # what captured steps take beside their logits
+
+
+def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.device, reserved: int) -> int:
+    """Blocks in the KV cache.
+
+    Args:
+        options: say how many, how large, or which share of the GPU the engine may use.
+        bytes_per_block: over all layers.
+        device: whose memory it is. On a CPU the cache takes 2 GiB, or a quarter of what is free.
+        reserved: bytes of the GPU's memory to leave free.
+
+    Raises:
+        ConfigError: not even one block fits.
+    """
+    if options.num_kv_blocks is not None:
+        return options.num_kv_blocks
+    if options.kv_cache_gib is not None:
+        size = int(options.kv_cache_gib * GIB)
+    elif device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        size = int(free - (1 - options.gpu_memory_utilization) * total) - reserved
+    else:
+        size = min(CPU_KV_CACHE_BYTES, _free_memory() // 4)
+    if size < 2 * bytes_per_block:
+        raise ConfigError(
+            f"There is room for a KV cache of {max(0, size) / GIB:.3f} GiB, but a block takes {bytes_per_block / GIB:.3f} "
+            "GiB; raise engine.kv_cache_gib or engine.gpu_memory_utilization, or free memory."
+        )
+    return size // bytes_per_block - 1  # the engine keeps one for itself
+
+
+def measure_step(runner: ModelRunner, limits: SchedulerConfig, max_model_len: int) -> int:
+    """Bytes of GPU memory that the most expensive step takes beside weights and cache, graphs included.
+
+    Runs that step: as many sequences and tokens as the scheduler may batch, all of them sampled with all filters. They
+    share one block, for their content doesn't matter. It also compiles the kernels of such steps.
+    """
+    num_seqs = min(limits.max_num_seqs, limits.max_num_batched_tokens)
+    runner.attention.allocate(1)
+    torch.cuda.reset_peak_memory_stats(runner.device)
+    before = torch.cuda.memory_allocated(runner.device)
+    batch = Batch()
+    params = SamplingParams(top_p=0.9, top_k=50, min_p=0.01)
+    left = limits.max_num_batched_tokens
+    for index in range(num_seqs):
+        length = min(-(-left // (num_seqs - index)), max_model_len)
+        sequence = Sequence(str(index), [0] * length, params, max_tokens=1)
+        sequence.block_table = [0] * -(-length // runner.block_size)
+        batch.add(sequence, length)
+        left -= length
+    runner.submit(batch).result()
+    peak = torch.cuda.max_memory_allocated(runner.device) - before
+    logits = 2 * num_seqs * runner.model.vocab_size * 4  # of all captured sizes together
+    return peak + logits + GRAPH_BYTES
+
+
+def _free_memory() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not on every system
+        return 4 * CPU_KV_CACHE_BYTES

@@ -1,0 +1,89 @@
+"""Tile sizes and launch settings of the Triton kernels, found ahead by `benchmarks/attention.py --tune`.
+
+Nothing is tuned at run time, so that no start and no first request waits for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from nanoflow.core.interfaces import AttentionContext
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    """How the decode kernel runs.
+
+    Attributes:
+        block_n: keys in a tile.
+        num_warps: warps of a program.
+        num_stages: depth of the load pipeline; 1 for none.
+        waves: programs a multiprocessor, over all KV heads.
+    """
+
+    block_n: int
+    num_warps: int
+    num_stages: int
+    waves: float
+
+    def shared_memory(self, row_bytes: int) -> int:
+        """Bytes that the tiles in flight take, with keys and values of `row_bytes` each."""
+        return self.num_stages * self.block_n * 2 * row_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillSettings:
+    """How the prefill kernel runs: `block_m` rows of queries by `block_n` keys a tile, the rest as for decode."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+    def shared_memory(self, row_bytes: int) -> int:
+        """Bytes that the tiles take, with rows of `row_bytes`."""
+        return (self.block_m + self.num_stages * self.block_n * 2) * row_bytes
+
+
+# For 16-bit types and head_dim 128, by the most sequences that a row is for.
+DECODE = (
+    (16, DecodeSettings(block_n=32, num_warps=4, num_stages=3, waves=4)),
+    (64, DecodeSettings(block_n=64, num_warps=4, num_stages=3, waves=4)),
+    (10**9, DecodeSettings(block_n=64, num_warps=4, num_stages=3, waves=8)),
+)
+# By bytes of a row of keys.
+PREFILL = (
+    (128, PrefillSettings(block_m=128, block_n=64, num_warps=4, num_stages=3)),
+    (256, PrefillSettings(block_m=128, block_n=64, num_warps=8, num_stages=3)),
+    (512, PrefillSettings(block_m=64, block_n=64, num_warps=4, num_stages=2)),
+    (10**9, PrefillSettings(block_m=32, block_n=16, num_warps=4, num_stages=2)),
+)
+FLOAT32_PREFILL = PrefillSettings(block_m=32, block_n=32, num_warps=4, num_stages=2)
+
+
+def decode_settings(context: AttentionContext, num_seqs: int, shared_memory: int) -> DecodeSettings:
+    """Settings for `num_seqs` decoding sequences on a device whose programs get `shared_memory` bytes."""
+    settings = next(s for limit, s in DECODE if num_seqs <= limit)
+    return fit(settings, context, shared_memory)
+
+
+def prefill_settings(context: AttentionContext, shared_memory: int) -> PrefillSettings:
+    """Settings for chunks; a tile must hold at least one query with all its heads."""
+    settings = next(s for limit, s in PREFILL if context.head_dim * context.dtype.itemsize <= limit)
+    if context.dtype.itemsize == 4:
+        settings = FLOAT32_PREFILL
+    group = context.num_heads // context.num_kv_heads
+    return fit(replace(settings, block_m=max(settings.block_m, 1 << (group - 1).bit_length())), context, shared_memory)
+
+
+def fit(settings, context: AttentionContext, shared_memory: int):
+    """The same settings with fewer stages, then fewer keys a tile, until the tiles fit."""
+    row_bytes = (1 << (context.head_dim - 1).bit_length()) * context.dtype.itemsize
+    while settings.shared_memory(row_bytes) > shared_memory:
+        if settings.num_stages > 2:
+            settings = replace(settings, num_stages=settings.num_stages - 1)
+        elif settings.block_n > 16:
+            settings = replace(settings, block_n=settings.block_n // 2)
+        else:
+            break
+    return settings
