@@ -78,7 +78,14 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
     runner = build_runner(limits)
     reserved = memory.measure_step(build_runner(limits), limits, max_model_len) if device.type == "cuda" else 0
     num_blocks = memory.pick_num_blocks(options, runner.attention.bytes_per_block, device, reserved)
-    runner.attention.allocate(num_blocks + 1)  # the last is nobody's: padding rows of captured steps write there
+    try:
+        # The last block is nobody's: padding rows of captured steps write there.
+        runner.attention.allocate(num_blocks + 1)
+    except (MemoryError, torch.OutOfMemoryError):
+        size = num_blocks * runner.attention.bytes_per_block / 2**30
+        raise ConfigError(
+            f"There is no memory for a KV cache of {num_blocks} blocks ({size:.1f} GiB); lower engine.num_kv_blocks."
+        ) from None
     if device.type == "cuda" and runner.attention.capturable and not options.enforce_eager:
         sizes = options.graph_sizes or default_sizes(limits.max_num_seqs)
         runner.capture(sorted({*sizes, limits.max_num_seqs}), padding_block=num_blocks)

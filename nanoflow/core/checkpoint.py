@@ -107,7 +107,7 @@ def fill_random(targets: dict[str, torch.Tensor | None], seed: int) -> None:
         if target.dim() == 1:
             target.fill_(0.0 if name.endswith(".bias") else 1.0)
         else:
-            generator = torch.Generator(target.device).manual_seed(seed + index)
+            generator = torch.Generator(target.device).manual_seed((seed + index) % 2**63)
             target.normal_(0.0, 0.02, generator=generator)
 
 

@@ -155,6 +155,8 @@ class Engine:
 
     def _take(self) -> list[RequestOutput]:
         """Append the oldest step's tokens to its sequences, and end those that are done."""
+        if not self.in_flight and not self.requests:
+            return []
         assert self.in_flight, f"the scheduler has {len(self.requests)} unfinished requests and runs none of them"
         batch, step = self.in_flight.popleft()
         sampling = [s for s, samples in zip(batch.sequences, batch.samples, strict=True) if samples]

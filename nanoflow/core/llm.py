@@ -111,7 +111,7 @@ class LLM:
     @property
     def stats(self) -> EngineStats:
         """Counts since the engine was built."""
-        return replace(self._engine.stats)
+        return replace(self._open_engine().stats)
 
     def close(self) -> None:
         """Let go of the model and the KV cache; the object can't generate any more. May be called twice."""
@@ -233,7 +233,7 @@ def config_from_options(registry: Registry, checkpoint: str | None, options: dic
             )
         homes[known[name]][name] = value
     return Config(
-        checkpoint=str(checkpoint or defaults.checkpoint),
+        checkpoint=defaults.checkpoint if checkpoint is None else str(checkpoint),
         engine=EngineConfig(**homes["engine"]),
         **{role: replace(choice, options=homes[role]) for role, choice in choices.items()},
     )

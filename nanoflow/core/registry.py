@@ -84,30 +84,31 @@ class Registry:
         """
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
-        sources: dict[str, tuple[str, str]] = {}
+        sources: dict[str, tuple[str, str, str]] = {}
         problems: list[str] = []
         for name in _builtin_packages():
             manager.register(import_module(name), name)
-            sources[name] = (hookspecs.PROJECT, __version__)
+            sources[name] = (name, hookspecs.PROJECT, __version__)
         for point in entry_points(group=hookspecs.PROJECT) if extra is None else extra:
             package = point.dist.name if point.dist else "unknown package"
             version = point.dist.version if point.dist else "?"
+            key = f"{package}:{point.name}"  # two packages may name their entry points alike
             try:
-                manager.register(point.load(), point.name)
+                manager.register(point.load(), key)
                 manager.check_pending()
             except Exception as error:
-                _drop(manager, point.name)
+                _drop(manager, key)
                 problem = f"Plugin {point.name!r} of {package} {version} was left out: {_why(error)}"
                 if strict:
                     raise PluginError(problem) from error
                 problems.append(problem)
             else:
-                sources[point.name] = (package, version)
+                sources[key] = (point.name, package, version)
         entries, packages = [], []
-        for name, (package, version) in sources.items():
+        for key, (name, package, version) in sources.items():
             try:
-                found = list(_components(manager, name))
-                folders = list(_config_packages(manager, name))
+                found = list(_components(manager, key))
+                folders = list(_config_packages(manager, key))
             except Exception as error:
                 problem = f"Plugin {name!r} of {package} {version} was left out: {_why(error)}"
                 if strict:
@@ -128,12 +129,12 @@ class Registry:
         Raises:
             PluginError: there is none; the message lists what there is.
         """
-        entry = self._entries[role].get(name)
+        entry = self._entries[role].get(name) if isinstance(name, str) else None
         if entry is None:
             known = sorted(self._entries[role])
             raise PluginError(
                 f"There is no {role} called {name!r}; installed are: {', '.join(known) or 'none'}."
-                f"{did_you_mean(name, known)}"
+                f"{did_you_mean(str(name), known)}"
             )
         return entry
 

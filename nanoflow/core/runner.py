@@ -174,9 +174,10 @@ class ModelRunner:
     def _assign_row(self, sequence: Sequence) -> None:
         row = sequence.row = self.free_rows.pop()
         params = sequence.params
-        self.temperature[row] = params.temperature
+        # Values that float32 would round to 0 or infinity are kept short of it.
+        self.temperature[row] = np.clip(params.temperature, 1e-6, 1e6) if params.temperature > 0 else 0
         self.top_k[row] = min(params.top_k, self.model.vocab_size) if params.top_k > 0 else self.model.vocab_size
-        self.top_p[row] = params.top_p
+        self.top_p[row] = max(params.top_p, 1e-30)
         self.min_p[row] = params.min_p
         self.seed[row] = sequence.seed
         self.min_len[row] = sequence.num_prompt_tokens + params.min_tokens

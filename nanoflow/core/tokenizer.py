@@ -9,8 +9,6 @@ from nanoflow.core.errors import CheckpointError, RequestError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# Characters that an unfinished character can decode to: bytes of UTF-8 before its last.
-MAX_UNFINISHED = 3
 
 
 class Tokenizer:
@@ -43,8 +41,15 @@ class Tokenizer:
         return self.hf.eos_token_id
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, special tokens added as the tokenizer does."""
-        return self.hf.encode(text)
+        """Token ids of a prompt, special tokens added as the tokenizer does.
+
+        Raises:
+            RequestError: the text is not valid Unicode.
+        """
+        try:
+            return self.hf.encode(text)
+        except (TypeError, UnicodeError):
+            raise RequestError(f"The prompt {text!r:.60} is not valid Unicode; leave out lone surrogates.") from None
 
     def decode(self, token_ids: list[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -73,8 +78,8 @@ class IncrementalDetokenizer:
 
     The pieces joined are the text of all ids, whatever the ids are. A window of tokens is decoded at a time, and the
     part before it is settled (the method of text-generation-inference), because some tokenizers write a token
-    differently at the start of a text. An unfinished character decodes to replacement characters: up to three of them
-    at the end are held back until more tokens settle them.
+    differently at the start of a text. An unfinished character decodes to replacement characters: those at the end are
+    held back until more tokens settle them. (Where tokens fall back to bytes, it spoils its finished neighbours too.)
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -88,7 +93,7 @@ class IncrementalDetokenizer:
         self.window.append(token_id)
         text = self.tokenizer.decode(self.window)
         settled = len(text)
-        while settled > len(text) - MAX_UNFINISHED and settled > self.num_emitted and text[settled - 1] == REPLACEMENT:
+        while settled > self.num_emitted and text[settled - 1] == REPLACEMENT:
             settled -= 1
         piece = text[self.num_emitted : settled]
         self.num_emitted += len(piece)

@@ -51,8 +51,6 @@ ENGINE_REFUSED: dict[str, list[Any]] = {
     "graph_sizes": [[], [0], [1.5], 8, "8"],
     "overlap": [0, 1, "true"],
     "device": [None, 0, 1.5, True],
-    "enforce_eager": [0, 1, None, "true"],
-    "graph_sizes": [[], [0], [-1], [1.5], [True], ["8"], 8],
 }
 ENGINE_TAKEN: dict[str, list[Any]] = {
     "dtype": ["auto", "float32", "float16", "bfloat16"],
@@ -67,8 +65,6 @@ ENGINE_TAKEN: dict[str, list[Any]] = {
     "graph_sizes": [None, [1], [4, 2]],
     "overlap": [None, True, False],
     "device": ["auto", "cpu", "cuda", "cuda:1"],
-    "enforce_eager": [True, False],
-    "graph_sizes": [None, [1], [8, 1, 300]],
 }
 
 

@@ -170,9 +170,9 @@ def test_unknown_name() -> None:
 
 def test_auto_takes_the_highest_priority_that_can_serve() -> None:
     registry = load([
-        component("absent", priority=5, available=lambda: "the package is missing."),
-        component("narrow", priority=4, supports=lambda config, context: f"it can't serve {context}."),
-        component("second", priority=2, config=Options), component("third", priority=1), component("last", priority=-1),
+        component("absent", priority=105, available=lambda: "the package is missing."),
+        component("narrow", priority=104, supports=lambda config, context: f"it can't serve {context}."),
+        component("second", priority=102, config=Options), component("third", priority=101), component("last", priority=-1),
     ])  # fmt: skip
     assert names(registry)[:4] == ["absent", "narrow", "second", "third"]
     entry, config = registry.resolve("attention", PluginChoice("auto"), "this")
@@ -185,7 +185,7 @@ def test_auto_takes_the_highest_priority_that_can_serve() -> None:
 
 
 def test_auto_prefers_by_name_among_equals() -> None:
-    registry = load([component("b", priority=9), component("a", priority=9)])
+    registry = load([component("b", priority=109), component("a", priority=109)])
     assert registry.resolve("attention", PluginChoice("auto"), None)[0].component.name == "a"
 
 
