@@ -40,8 +40,8 @@ def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.d
         size = min(CPU_KV_CACHE_BYTES, _free_memory() // 4)
     if size < 2 * bytes_per_block:
         raise ConfigError(
-            f"There is room for a KV cache of {max(0, size):,} bytes, but two blocks are needed, of {bytes_per_block:,} bytes "
-            "each; raise engine.kv_cache_gib or engine.gpu_memory_utilization, or free memory."
+            f"There is room for a KV cache of {max(0, size):,} bytes, but it needs two blocks of {bytes_per_block:,} "
+            "bytes each; raise engine.kv_cache_gib or engine.gpu_memory_utilization, or free memory."
         )
     return size // bytes_per_block - 1  # the engine keeps one for itself
 

@@ -172,7 +172,8 @@ def test_auto_takes_the_highest_priority_that_can_serve() -> None:
     registry = load([
         component("absent", priority=105, available=lambda: "the package is missing."),
         component("narrow", priority=104, supports=lambda config, context: f"it can't serve {context}."),
-        component("second", priority=102, config=Options), component("third", priority=101), component("last", priority=-1),
+        component("second", priority=102, config=Options), component("third", priority=101),
+        component("last", priority=-1),
     ])  # fmt: skip
     assert names(registry)[:4] == ["absent", "narrow", "second", "third"]
     entry, config = registry.resolve("attention", PluginChoice("auto"), "this")

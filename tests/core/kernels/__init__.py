@@ -1,0 +1,1 @@
+"""Each Triton kernel against its PyTorch twin."""

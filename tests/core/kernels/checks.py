@@ -1,0 +1,188 @@
+"""Each kernel against its PyTorch twin, at any shape, on a GPU or under Triton's interpreter.
+
+Results are compared with the twin's in float32 on the same values: the relative error ‖out - ref‖ / ‖ref‖ must stay
+under the dtype's bound. What a kernel writes into is poisoned first, and inputs are views with odd strides.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from nanoflow.core.kernels import gate, linear, norm, rotary, sampling
+from nanoflow.core.layers import apply_rotary
+from nanoflow.core.sampler import Filters, gumbel_noise, keep_likely, keep_top
+
+BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def close(out: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    out, expected = out.detach().double().cpu(), expected.detach().double().cpu()
+    assert out.shape == expected.shape
+    error = (out - expected).norm() / expected.norm()
+    assert error < BOUNDS[dtype], f"relative error {error:.2e}"
+
+
+def random(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> torch.Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+    return values.to(device, dtype)
+
+
+def strided(*shape: int, dtype: torch.dtype, device: str, seed: int = 0) -> torch.Tensor:
+    """Random, with rows that are 16 elements further apart than they need be."""
+    return random(*shape[:-1], shape[-1] + 16, dtype=dtype, device=device, seed=seed)[..., : shape[-1]]
+
+
+def poison(device: str) -> None:
+    """Leave NaN in the memory that the next allocations on a GPU get."""
+    if device != "cpu":
+        for size in (2**10, 2**14, 2**18, 2**22):
+            torch.full((size,), torch.nan, device=device)
+
+
+def check_norm(rows: int, size: int, parts: int, dtype: torch.dtype, device: str) -> None:
+    residual = strided(rows, size, dtype=dtype, device=device, seed=1)
+    weight = random(size, dtype=dtype, device=device, seed=2)
+    x = None
+    if parts == 1:
+        x = strided(rows, size, dtype=dtype, device=device, seed=3)
+    elif parts > 1:
+        x = random(parts, rows, size, dtype=torch.float32, device=device, seed=3)
+    total = residual.float() + (0 if x is None else x.float().reshape(-1, rows, size).sum(0))
+    poison(device)
+    out, summed = norm.add_rms_norm(x, residual, weight, 1e-6)
+    close(summed, total, dtype)
+    close(out, F.rms_norm(total.to(dtype).float(), (size,), weight.float(), 1e-6), dtype)
+
+
+def check_gate(rows: int, size: int, dtype: torch.dtype, device: str) -> None:
+    x = strided(rows, 2 * size, dtype=dtype, device=device)
+    poison(device)
+    close(gate.silu_mul(x), F.silu(x[:, :size].float()) * x[:, size:].float(), dtype)
+
+
+def check_rotary(
+    tokens: int, heads: int, kv_heads: int, head_dim: int, block_size: int, has_norm: bool, dtype: torch.dtype,
+    device: str,
+) -> None:  # fmt: skip
+    """Keys and values are interleaved in one cache; the last token is padding."""
+    generator = torch.Generator().manual_seed(tokens)
+    num_blocks = tokens // block_size + 3
+    qkv = strided(tokens, (heads + 2 * kv_heads) * head_dim, dtype=dtype, device=device)
+    q_weight, k_weight = random(2, head_dim, dtype=dtype, device=device, seed=5) if has_norm else (None, None)
+    angles = torch.rand(64, head_dim // 2, generator=generator).to(device) * 6
+    cos, sin = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
+    positions = torch.randint(64, (tokens,), generator=generator).to(device)
+    slots = torch.randperm(num_blocks * block_size, generator=generator)[:tokens].to(device)
+    slots[-1] = -1
+    cache = torch.full((num_blocks, 2, kv_heads, block_size, head_dim + 16), torch.nan, dtype=dtype, device=device)
+    keys, values = (cache[:, i, ..., :head_dim].transpose(1, 2) for i in (0, 1))
+    poison(device)
+    query = rotary.norm_rotate_store(qkv, q_weight, k_weight, 1e-6, cos, sin, positions, slots, keys, values)
+
+    split = qkv.float().unflatten(-1, (-1, head_dim)).split([heads, kv_heads, kv_heads], 1)
+    q, k = split[:2]
+    if has_norm:
+        q, k = (F.rms_norm(x, (head_dim,), w.float(), 1e-6) for x, w in ((q, q_weight), (k, k_weight)))
+    table = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)
+    close(query, apply_rotary(q, *table), dtype)
+    blocks, places = slots[:-1] // block_size, slots[:-1] % block_size
+    close(keys[blocks, places], apply_rotary(k, *table)[:-1], dtype)
+    close(values[blocks, places], split[2][:-1], dtype)
+    assert cache.isfinite().sum() == 2 * (tokens - 1) * kv_heads * head_dim, "nothing else is written"
+
+
+def check_vector(
+    outputs: int, size: int, gated: bool, normed: bool, bias: bool, setting: linear.Vector, dtype: torch.dtype,
+    device: str,
+) -> None:  # fmt: skip
+    x, residual = random(2, 1, size, dtype=dtype, device=device, seed=1)
+    weight = strided(outputs, size, dtype=dtype, device=device, seed=2) / size**0.5
+    b = random(outputs, dtype=dtype, device=device, seed=3) if bias else None
+    norm_weight = random(size, dtype=dtype, device=device, seed=4)
+    poison(device)
+    if not normed:
+        y, _ = linear.vector_linear(x, weight, b, setting, gate=gated)
+        close(y, product(x.float(), weight, b, gated), dtype)
+        return
+    options = {"gate": gated, "norm": (norm_weight, 1e-6)}
+    y, total = linear.vector_linear(x, weight, b, setting, residual_MK=residual, **options)
+    expected = x + residual
+    close(total, expected, dtype)
+    close(y, product(F.rms_norm(expected.float(), (size,), norm_weight.float(), 1e-6), weight, b, gated), dtype)
+    y, total = linear.vector_linear(x, weight, b, setting, **options)
+    assert total is None
+    close(y, product(F.rms_norm(x.float(), (size,), norm_weight.float(), 1e-6), weight, b, gated), dtype)
+
+
+def check_tile(
+    rows: int, outputs: int, size: int, gated: bool, bias: bool, setting: linear.Tile, dtype: torch.dtype, device: str
+) -> None:
+    x = strided(rows, size, dtype=dtype, device=device, seed=1)
+    weight = strided(outputs, size, dtype=dtype, device=device, seed=2) / size**0.5
+    b = random(outputs, dtype=dtype, device=device, seed=3) if bias else None
+    poison(device)
+    y = linear.tile_linear(x, weight, b, setting, gate=gated)
+    if setting.splits > 1:
+        assert y.shape == (setting.splits, rows, outputs)
+        assert y.dtype == torch.float32
+        y = y.sum(0)
+    close(y, product(x.float(), weight, b, gated), dtype)
+
+
+def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool) -> torch.Tensor:
+    y = F.linear(x, weight.float(), None if bias is None else bias.float())
+    return F.silu(y.chunk(2, -1)[0]) * y.chunk(2, -1)[1] if gated else y
+
+
+def check_draw(rows: int, size: int, dtype: torch.dtype, device: str, ties: bool = False) -> None:
+    """The drawn candidate has the twin's highest score, up to rounding, and most often it is the same one."""
+    logits = strided(rows, size, dtype=dtype, device=device) * 3
+    if ties:
+        logits = logits.round()
+    temperature = torch.tensor([0, 0.3, 1, 2.5])[torch.arange(rows) % 4]
+    seed = torch.tensor([0, 1, -1, -(2**63), 2**40 + 5])[torch.arange(rows) % 5]
+    position = torch.arange(rows) * 37
+    poison(device)
+    drawn = sampling.draw(logits, temperature.to(device), seed.to(device), position.to(device)).cpu()
+    scores = logits.float().cpu()
+    noise = gumbel_noise(seed.unsqueeze(-1), position.unsqueeze(-1), size)
+    random_rows = temperature > 0
+    scores[random_rows] = scores[random_rows] / temperature[random_rows].unsqueeze(-1) + noise[random_rows]
+    best, expected = scores.max(-1)
+    assert torch.equal(drawn[~random_rows], logits.cpu().argmax(-1)[~random_rows])
+    assert (scores.gather(-1, drawn.unsqueeze(-1)).squeeze(-1) >= best - 1e-4).all()
+    assert (drawn != expected).sum() <= rows // 50
+
+
+def check_filters(rows: int, size: int, dtype: torch.dtype, device: str, ties: bool = False) -> None:
+    """The kept candidates are the twin's, computed in double precision, but for calls closer than 1e-6."""
+    generator = torch.Generator().manual_seed(size)
+
+    def choice(values: list[float], dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype)[torch.randint(len(values), (rows,), generator=generator)]
+
+    logits = strided(rows, size, dtype=dtype, device=device) * 4
+    if ties:
+        logits = logits.round()
+    temperature = choice([0, 0.4, 1, 1.5], torch.float32)
+    filters = Filters(
+        choice([1, 2, 20, size // 2, size, 2**62], torch.int64), choice([1e-30, 0.3, 0.95, 0.999, 1], torch.float32),
+        choice([0, 0, 0.02, 0.5, 1], torch.float32),
+    )  # fmt: skip
+    limits = (filters.top_k_S, filters.top_p_S, filters.min_p_S)
+    lowest = sampling.thresholds(logits, temperature.to(device), *(limit.to(device) for limit in limits)).cpu()
+    scores = (logits.float().cpu() / temperature.clamp(min=1e-10).unsqueeze(-1)).double()
+    kept = scores >= lowest.unsqueeze(-1)
+    bounds = []
+    for slack in (-1e-6, 1e-6):
+        top_p, min_p = filters.top_p_S.double(), filters.min_p_S.double()
+        top_p = torch.where(top_p < 1, top_p + slack, 1.0)
+        top = keep_top(scores, filters.top_k_S.unsqueeze(-1), top_p.unsqueeze(-1))
+        bounds.append(keep_likely(top, (min_p * (1 - slack)).unsqueeze(-1)) > -torch.inf)
+    random_rows = temperature > 0
+    assert (kept | ~bounds[0])[random_rows].all(), "something is missing"
+    assert (bounds[1] | ~kept)[random_rows].all(), "something is kept that should not be"
+    seed, position = torch.arange(rows), torch.arange(rows) + 7
+    drawn = sampling.draw(logits, *(x.to(device) for x in (temperature, seed, position, lowest)))
+    assert kept[random_rows].gather(-1, drawn.cpu()[random_rows].unsqueeze(-1)).all()

@@ -1,0 +1,68 @@
+"""Kernels under Triton's interpreter, at small and odd shapes. `test_interpreted.py` runs this file."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nanoflow.core.kernels.linear import Tile, Vector
+from tests.core.kernels import checks
+
+DTYPES = [torch.float32, torch.bfloat16]
+TILE = Tile(rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "size", "parts"), [(3, 70, 0), (1, 64, 1), (3, 100, 1), (2, 48, 3)])
+def test_norm(rows: int, size: int, parts: int, dtype: torch.dtype) -> None:
+    checks.check_norm(rows, size, parts, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gate(dtype: torch.dtype) -> None:
+    checks.check_gate(3, 700, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("tokens", "heads", "kv_heads", "head_dim", "block_size", "has_norm"),
+    [(5, 4, 2, 16, 4, True), (3, 3, 1, 12, 16, False), (34, 2, 1, 20, 8, True)],
+)
+def test_rotary(
+    tokens: int, heads: int, kv_heads: int, head_dim: int, block_size: int, has_norm: bool, dtype: torch.dtype
+) -> None:
+    checks.check_rotary(tokens, heads, kv_heads, head_dim, block_size, has_norm, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("gated", "normed", "bias"), [(False, False, True), (True, True, False), (True, True, True)])
+@pytest.mark.parametrize(("outputs", "size"), [(22, 80), (6, 64)])
+def test_vector(outputs: int, size: int, gated: bool, normed: bool, bias: bool, dtype: torch.dtype) -> None:
+    checks.check_vector(outputs, size, gated, normed, bias, Vector(4, 64, 4), dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "outputs", "size", "splits", "gated", "bias"),
+    [
+        (3, 40, 80, 1, False, True),
+        (17, 36, 64, 1, True, False),
+        (2, 24, 96, 3, False, False),
+        (2, 20, 112, 2, False, False),
+    ],
+)
+def test_tile(rows: int, outputs: int, size: int, splits: int, gated: bool, bias: bool, dtype: torch.dtype) -> None:
+    setting = Tile(TILE.rows, TILE.columns, splits, TILE.num_warps, TILE.num_stages)
+    checks.check_tile(rows, outputs, size, gated, bias, setting, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ties", [False, True])
+def test_draw(ties: bool, dtype: torch.dtype) -> None:
+    checks.check_draw(9, 2500, dtype, "cpu", ties)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ties", [False, True])
+def test_filters(ties: bool, dtype: torch.dtype) -> None:
+    checks.check_filters(12, 1300, dtype, "cpu", ties)

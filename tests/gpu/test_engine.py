@@ -1,0 +1,113 @@
+"""The whole engine on a GPU: graphs, overlap, every backend; half precision; and a long run under pressure."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from nanoflow import LLM, SamplingParams
+from nanoflow.core.errors import PluginError
+from nanoflow.core.types import Batch, Sequence
+from tests.core.checkpoints import Oracle
+from tests.core.running import check, engine_of
+
+
+def start(oracle: Oracle, attention: str, **options: Any) -> LLM:
+    """The bundled checkpoint (head dim 64), or a skip where the backend can't serve."""
+    defaults = {"device": "cuda", "attention": attention, "num_kv_blocks": 512, "block_size": 16, "max_model_len": 512}
+    try:
+        return LLM(str(oracle("bard").folder), **{**defaults, **options})
+    except PluginError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("enforce_eager", [False, True])
+@pytest.mark.parametrize("attention", ["triton", "torch"])
+def test_greedy_float32_is_exact(oracle: Oracle, attention: str, enforce_eager: bool, overlap: bool) -> None:
+    options = {"dtype": "float32", "enforce_eager": enforce_eager, "overlap": overlap, "max_num_seqs": 8}
+    llm = start(oracle, attention, **options, max_num_batched_tokens=48)
+    captured = engine_of(llm).runner.graphs is not None
+    assert captured == (attention != "torch" and not enforce_eager)
+    for _ in range(2):  # the second time from the prefix cache
+        check(llm, oracle("bard"))
+    assert llm.stats.num_hit_tokens > 0
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_preemption_with_graphs(oracle: Oracle, overlap: bool) -> None:
+    longest = max(len(prompt) for prompt in oracle("bard").prompts) + 20
+    llm = start(oracle, "triton", dtype="float32", overlap=overlap, num_kv_blocks=-(-longest // 16), max_num_seqs=8)
+    check(llm, oracle("bard"))
+    assert llm.stats.num_preemptions > 0
+
+
+@pytest.mark.parametrize("attention", ["triton", "flash", "hybrid", "torch"])
+def test_bfloat16_is_as_near_to_float32_as_transformers(oracle: Oracle, attention: str) -> None:
+    """Logits of the last prompt token: our bfloat16 error stays within that of transformers."""
+    from transformers import AutoModelForCausalLM
+
+    llm = start(oracle, attention, dtype="bfloat16", num_kv_blocks=64)
+    runner = engine_of(llm).runner
+    folder = oracle("bard").folder
+    prompt = [token for prompt in oracle("bard").prompts for token in prompt][:200]
+    ids = torch.tensor([prompt], device="cuda")
+    with torch.inference_mode():
+        exact = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).cuda()(ids).logits[0].double()
+        half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).cuda()(ids).logits[0].double()
+        sequence = Sequence("0", prompt, SamplingParams(max_tokens=1), max_tokens=1)
+        sequence.block_table = list(range(-(-len(prompt) // 16)))
+        batch = Batch()
+        batch.add(sequence, len(prompt))
+        hidden, _ = runner._forward(batch, runner._update_rows(batch))
+        ours = runner.model.compute_logits(hidden).double()
+
+    def error(logits: torch.Tensor) -> float:
+        return float((logits - exact).norm() / exact.norm())
+
+    print(f"{attention}: ours {error(ours):.4f}, transformers {error(half):.4f}")
+    assert error(ours) < 1.2 * error(half)
+
+
+@pytest.mark.parametrize("attention", ["triton", "hybrid"])
+def test_soak(oracle: Oracle, attention: str) -> None:
+    """5,000 requests of random lengths, some aborted, in a cache too small for them: all are accounted for."""
+    llm = start(oracle, attention, dtype="bfloat16", num_kv_blocks=600, max_num_seqs=96, max_num_batched_tokens=512)
+    engine, generator = engine_of(llm), random.Random(0)
+    free = engine.block_manager.num_free_blocks
+    ended: dict[str, str | None] = {}
+    added = 0
+    while added < 5000 or engine.has_unfinished:
+        while added < 5000 and len(engine.requests) < 200:
+            prompt = [generator.randrange(2048) for _ in range(generator.randint(1, 120))]
+            temperature = generator.choice([0.0, 0.8])
+            params = SamplingParams(
+                temperature=temperature, top_k=generator.choice([0, 20]), max_tokens=generator.randint(1, 120)
+            )
+            engine.add_request(str(added), prompt, params)
+            added += 1
+        outputs = engine.step()
+        if generator.random() < 0.2 and engine.requests:
+            outputs += filter(None, [engine.abort(generator.choice(list(engine.requests)))])
+        for output in outputs:
+            assert output.request_id not in ended
+            ended[output.request_id] = output.outputs[0].finish_reason
+            assert all(0 <= token < 2048 for token in output["token_ids"])
+    assert set(ended) == set(map(str, range(5000)))
+    assert set(ended.values()) == {"stop", "length", "abort"}
+    assert engine.stats.num_preemptions > 0
+    assert engine.block_manager.num_free_blocks == free
+    assert engine.scheduler.num_running == engine.scheduler.num_waiting == 0
+    keys, values = engine.runner.attention.cache(0)
+    assert torch.isfinite(keys).all()
+    assert torch.isfinite(values).all()
+
+
+def test_memory_is_shared_between_engines(oracle: Oracle) -> None:
+    first = start(oracle, "triton", dtype="bfloat16", num_kv_blocks=None, gpu_memory_utilization=0.3)
+    second = start(oracle, "triton", dtype="bfloat16", num_kv_blocks=None, gpu_memory_utilization=0.6)
+    for llm in (first, second):
+        check(llm, oracle("bard"), order=[0], max_tokens=[1])
