@@ -21,7 +21,8 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from nanoflow.cli.settings import SECTIONS, RunConfig
+from nanoflow.cli.bench.settings import LatencyConfig, ThroughputConfig
+from nanoflow.cli.settings import RunConfig, Settings, sections
 from nanoflow.core.config import ROLES
 from nanoflow.core.errors import ConfigError
 from nanoflow.core.registry import Registry
@@ -29,7 +30,12 @@ from nanoflow.core.registry import Registry
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-PRIMARY = "config"
+# Primary configs by name: the file with what differs from the defaults, and the dataclass with the defaults.
+PRIMARIES: dict[str, tuple[str, type[Settings]]] = {
+    "config": ("config", RunConfig),
+    "throughput": ("bench", ThroughputConfig),
+    "latency": ("bench", LatencyConfig),
+}
 
 
 def register() -> None:
@@ -94,8 +100,8 @@ class NanoflowSource(ConfigSource):
         values = _parse(text, file)
         if choice := _role_and_name(config_path):
             values = self._over_plugin_defaults(values, *choice)
-        elif config_path == PRIMARY:
-            values = _over_run_defaults(values)
+        elif config_path in PRIMARIES:
+            values = _over_defaults(values, PRIMARIES[config_path][1])
         return ConfigResult(self.provider, str(file), values, self._get_header_dict(text))
 
     def _over_plugin_defaults(self, values: DictConfig, role: str, name: str) -> DictConfig:
@@ -108,7 +114,9 @@ class NanoflowSource(ConfigSource):
         return (folder.joinpath(config_path) for folder in self.folders)
 
     def _file(self, config_path: str) -> Traversable | None:
-        return next((file for file in self._find(self._normalize_file_name(config_path)) if file.is_file()), None)
+        name = config_path.removesuffix(".yaml")
+        path = self._normalize_file_name(PRIMARIES[name][0] if name in PRIMARIES else name)
+        return next((file for file in self._find(path) if file.is_file()), None)
 
 
 def _parse(text: str, file: Traversable | None) -> DictConfig:
@@ -126,10 +134,10 @@ def _role_and_name(config_path: str) -> tuple[str, str] | None:
     return (role, name) if role in ROLES and name and "/" not in name else None
 
 
-def _over_run_defaults(values: DictConfig) -> DictConfig:
-    defaults = {key: value for key, value in asdict(RunConfig()).items() if key not in ROLES}
+def _over_defaults(values: DictConfig, schema: type[Settings]) -> DictConfig:
+    defaults = {key: value for key, value in asdict(schema()).items() if key not in ROLES}
     merged = OmegaConf.merge(defaults, values)
-    for section in SECTIONS:
+    for section in sections(schema):
         _open(merged[section])
     return merged
 

@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,10 +23,13 @@ from nanoflow.cli.settings import all_keys, unknown_key
 from nanoflow.core.errors import ConfigError, NanoflowError
 from nanoflow.core.registry import Registry
 
+if TYPE_CHECKING:
+    from nanoflow.cli.hydra_command import HydraCommand
+
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra prints errors and exits, unless this variable makes it raise them
 
 
-def run(argv: list[str], task: Callable[[DictConfig], Any], registry: Registry) -> int:
+def run(command: HydraCommand, argv: list[str], task: Callable[[DictConfig], Any], registry: Registry) -> int:
     """Let Hydra do what `argv` says: compose and hand the config to `task`, once or for every job of a sweep.
 
     `task` must not raise for what a user can cause: Hydra would print a line of its own.
@@ -38,34 +41,34 @@ def run(argv: list[str], task: Callable[[DictConfig], Any], registry: Registry) 
         UsageError: a flag or an override that can't be read.
         ConfigError: a config that can't be composed.
     """
-    flags, overrides = split(argv)
+    flags, overrides = split(command.name, argv)
     _check(overrides, sweeping=any(flag in ("-m", "--multirun") for flag in flags))
     config_source.register()
-    with _process_state(["nanoflow run", *flags, *overrides]):
+    with _process_state([f"nanoflow {command.name}", *flags, *overrides]):
         try:
-            hydra.main(config_path=None, config_name=config_source.PRIMARY, version_base="1.3")(task)()
+            hydra.main(config_path=None, config_name=command.primary, version_base="1.3")(task)()
         except (NanoflowError, BrokenPipeError):
             raise
         except (HydraException, ValueError, OSError) as error:
-            raise ConfigError(_sentence(error, registry)) from error
+            raise ConfigError(_sentence(error, command, registry)) from error
         except SystemExit as exit:
             return int(exit.code or 0)
     return 0
 
 
-def split(argv: list[str]) -> tuple[list[str], list[str]]:
+def split(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
     """Hydra's flags with their values, and the overrides, however the two are mixed."""
-    overrides = _Parser().parse_intermixed_args(argv).overrides
+    overrides = _Parser(command).parse_intermixed_args(argv).overrides
     waiting = list(overrides)
     flags = [argument for argument in argv if not (argument in waiting and waiting.remove(argument) is None)]
     return flags, overrides
 
 
 class _Parser(ArgumentParser):
-    """The flags of Hydra that `run` takes. Hydra reads them again; here they are told from the overrides."""
+    """The flags of Hydra that a command takes. Hydra reads them again; here they are told from the overrides."""
 
-    def __init__(self) -> None:
-        super().__init__(prog="nanoflow run", add_help=False, allow_abbrev=False)
+    def __init__(self, command: str) -> None:
+        super().__init__(prog=f"nanoflow {command}", add_help=False, allow_abbrev=False)
         for switch in ("--run/-r", "--multirun/-m", "--resolve", "--hydra-help"):
             self.add_argument(*switch.split("/"), action="store_true")
         self.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
@@ -76,7 +79,7 @@ class _Parser(ArgumentParser):
         self.add_argument("overrides", nargs="*")
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; `nanoflow run --help` lists the flags.")
+        raise UsageError(f"{message}; `{self.prog} --help` lists the flags.")
 
 
 def _check(overrides: list[str], *, sweeping: bool) -> None:
@@ -112,12 +115,12 @@ def _process_state(argv: list[str]) -> Iterator[None]:
             os.environ[FULL_ERROR] = old_value
 
 
-def _sentence(error: Exception, registry: Registry) -> str:
+def _sentence(error: Exception, command: HydraCommand, registry: Registry) -> str:
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and cause.full_key:
         if cause.full_key.startswith("hydra."):
-            return f"There is no key {cause.full_key!r}; `nanoflow run --cfg hydra` shows those of Hydra."
-        return unknown_key(cause.full_key, all_keys(registry))
+            return f"There is no key {cause.full_key!r}; `nanoflow {command.name} --cfg hydra` shows those of Hydra."
+        return unknown_key(cause.full_key, all_keys(registry, command.schema))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         options = f"; there are: {', '.join(error.options)}" if error.options else ""
         return f"There is no config {error.missing_cfg_file!r}{options}."

@@ -6,7 +6,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nanoflow.cli import prompts
 from nanoflow.cli.settings import RunConfig
@@ -34,6 +34,15 @@ class Report:
         hit_tokens: how many of them were found.
     """
 
+    columns: ClassVar[dict[str, str]] = {  # of a sweep's table; its CSV file has more
+        "output_tokens_per_s": "output tok/s",
+        "total_tokens_per_s": "total tok/s",
+        "ttft_ms": "TTFT ms",
+        "requests": "requests",
+        "preemptions": "preemptions",
+        "hit_rate_percent": "cache hits %",
+    }
+
     made_of: dict[str, str]
     seconds: float
     requests: int
@@ -59,6 +68,11 @@ class Report:
         """The share of tokens looked up in the prefix cache that were found, in percent."""
         return 100 * self.hit_tokens / self.queried_tokens if self.queried_tokens else 0.0
 
+    @property
+    def headline(self) -> str:
+        """The outcome in a few words."""
+        return f"{self.output_rate:,.0f} output tok/s, TTFT {1000 * self.ttft:.0f} ms"
+
     def numbers(self) -> dict[str, int | float]:
         """What can be compared between jobs, by the names that tables and files use."""
         return {
@@ -81,9 +95,7 @@ def run(config: RunConfig, registry: Registry, *, folder: Path, use_tqdm: bool) 
         NanoflowError: whatever a user can cause.
     """
     texts, params = prompts.read(config)
-    output = folder / Path(config.output).expanduser() if config.output else None
-    if output and (output.is_dir() or not output.parent.is_dir()):
-        raise ConfigError(f"output {output} can't be written: it must be a file in a folder that exists.")
+    output = output_file("output", config.output, folder)
     from nanoflow.core.llm import LLM  # takes seconds: what can be checked without it has been by now
 
     with LLM.from_config(config.build, registry) as llm:
@@ -93,6 +105,18 @@ def run(config: RunConfig, registry: Registry, *, folder: Path, use_tqdm: bool) 
     if output:
         _write(output, results)
     return results, report
+
+
+def output_file(key: str, name: str | None, folder: Path) -> Path | None:
+    """Where the setting `key`, a file's name under `folder`, lets its file be written; None if it is not set.
+
+    Raises:
+        ConfigError: no file can be written there.
+    """
+    path = folder / Path(name).expanduser() if name else None
+    if path and (path.is_dir() or not path.parent.is_dir()):
+        raise ConfigError(f"{key} {path} can't be written: it must be a file in a folder that exists.")
+    return path
 
 
 def _report(llm: LLM, results: list[RequestOutput], seconds: float) -> Report:

@@ -21,11 +21,20 @@ def read(config: RunConfig) -> tuple[list[dict[str, Any]], list[SamplingParams]]
     Raises:
         ConfigError: there are none, or the file can't be read.
     """
-    if config.prompts_file is None:
-        if not config.prompts:
-            raise ConfigError("prompts is empty; give some, such as 'prompts=[\"HAMLET:\"]', or a prompts_file.")
-        return [{"prompt": text} for text in config.prompts], [config.sampling] * len(config.prompts)
-    path = Path(config.prompts_file).expanduser()
+    if config.prompts_file is not None:
+        return read_file(config.prompts_file, config.sampling)
+    if not config.prompts:
+        raise ConfigError("prompts is empty; give some, such as 'prompts=[\"HAMLET:\"]', or a prompts_file.")
+    return [{"prompt": text} for text in config.prompts], [config.sampling] * len(config.prompts)
+
+
+def read_file(name: str, sampling: SamplingParams) -> tuple[list[dict[str, Any]], list[SamplingParams]]:
+    """The prompts in a file, and how to sample each: by `sampling`, but for what the file says.
+
+    Raises:
+        ConfigError: there are none, or the file can't be read.
+    """
+    path = Path(name).expanduser()
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
@@ -33,7 +42,7 @@ def read(config: RunConfig) -> tuple[list[dict[str, Any]], list[SamplingParams]]
     except OSError as error:
         raise ConfigError(f"prompts_file {path} can't be read: {error.strerror}.") from error
     parse = _json_lines if path.suffix == ".jsonl" else _plain_lines
-    pairs = list(parse(lines, config.sampling, path))
+    pairs = list(parse(lines, sampling, path))
     if not pairs:
         raise ConfigError(f"prompts_file {path} holds no prompt; write one a line.")
     return [prompt for prompt, _ in pairs], [params for _, params in pairs]

@@ -1,11 +1,11 @@
-"""The settings of `run`: from a composed config to checked dataclasses, and the sentence for what can't be right."""
+"""Settings of commands: from a composed config to checked dataclasses, and the sentence for what can't be right."""
 
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
@@ -23,27 +23,19 @@ from nanoflow.core.config import (
 from nanoflow.core.errors import ConfigError
 from nanoflow.core.registry import AUTO, Registry
 
-SECTIONS = {"sampling": SamplingParams, "engine": EngineConfig}
-_DEFAULTS = Config()
+DEFAULTS = Config()
+T = TypeVar("T", bound="Settings")
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """What `run` builds, and what it does with it."""
+class Settings:
+    """Base of the dataclasses that hold all settings of a command, those of the engine that it builds among them.
 
-    checkpoint: str = option(BUNDLED_CHECKPOINT, "a folder or a Hub id; bard is the one that nanoflow ships")
-    prompts: list[str] = option([], "texts to complete")
-    prompts_file: str | None = option(None, "prompts from a file: a line each, or .jsonl objects; replaces prompts")
-    output: str | None = option(None, "JSON lines file for the completions; a sweep puts it into each job's folder")
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    model: PluginChoice = _DEFAULTS.model
-    attention: PluginChoice = _DEFAULTS.attention
-    scheduler: PluginChoice = _DEFAULTS.scheduler
-    block_manager: PluginChoice = _DEFAULTS.block_manager
+    A field whose default is made by a dataclass is a section of keys, one of a role chooses a plugin, and the others
+    are keys themselves.
+    """
 
     @classmethod
-    def from_composed(cls, composed: DictConfig, registry: Registry) -> RunConfig:
+    def from_composed(cls: type[T], composed: DictConfig, registry: Registry) -> T:
         """Check everything in a config that Hydra composed.
 
         Raises:
@@ -54,20 +46,44 @@ class RunConfig:
             values = OmegaConf.to_container(composed, resolve=True)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{error.full_key} can't be resolved: {str(error).splitlines()[0]}.") from error
-        _refuse_unknown(values, "", field_names(cls), all_keys(registry))
-        for name, section in SECTIONS.items():
+        _refuse_unknown(values, "", field_names(cls), all_keys(registry, cls))
+        for name, section in sections(cls).items():
             if name in values:
                 values[name] = checked(section, _mapping(values[name], name), f"{name}.")
         for role in ROLES:
             if role in values:
                 values[role] = _choice(role, _mapping(values[role], role), registry)
-        plain = {key: value for key, value in values.items() if key not in SECTIONS and key not in ROLES}
+        plain = {key: value for key, value in values.items() if key not in sections(cls) and key not in ROLES}
         return cls(**{**values, **_coerced(cls, plain, "")})
 
     @property
     def build(self) -> Config:
         """The part of it that an engine is built from."""
         return Config(**{name: getattr(self, name) for name in field_names(Config)})
+
+
+def sections(schema: type[Settings]) -> dict[str, type]:
+    """The sections of `schema` by name, each with its dataclass."""
+    return {item.name: item.default_factory for item in fields(schema) if is_dataclass(item.default_factory)}
+
+
+@dataclass(frozen=True)
+class RunConfig(Settings):
+    """What `run` builds, and what it does with it."""
+
+    checkpoint: str = option(BUNDLED_CHECKPOINT, "a folder or a Hub id; bard is the one that nanoflow ships")
+    prompts: list[str] = option([], "texts to complete")
+    prompts_file: str | None = option(None, "prompts from a file: a line each, or .jsonl objects; replaces prompts")
+    output: str | None = option(None, "JSON lines file for the completions; a sweep puts it into each job's folder")
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    model: PluginChoice = DEFAULTS.model
+    attention: PluginChoice = DEFAULTS.attention
+    scheduler: PluginChoice = DEFAULTS.scheduler
+    block_manager: PluginChoice = DEFAULTS.block_manager
+
+
+SECTIONS = sections(RunConfig)
 
 
 def checked(schema: type, values: dict[str, Any], prefix: str) -> Any:
@@ -108,12 +124,12 @@ def _refuse_unknown(values: dict[str, Any], prefix: str, names: list[str], known
             raise ConfigError(unknown_key(f"{prefix}{name}", known))
 
 
-def all_keys(registry: Registry) -> list[str]:
-    """Every key that there is, those of installed plugins included."""
-    keys = [f"{section}.{name}" for section, schema in SECTIONS.items() for name in field_names(schema)]
+def all_keys(registry: Registry, schema: type[Settings] = RunConfig) -> list[str]:
+    """Every key of a command, those of installed plugins included."""
+    keys = [f"{section}.{name}" for section, part in sections(schema).items() for name in field_names(part)]
     for role in ROLES:
         keys += [f"{role}.{name}" for entry in registry.entries(role) for name in field_names(entry.component.config)]
-    return [*field_names(RunConfig), *keys]
+    return [*field_names(schema), *keys]
 
 
 def unknown_key(key: str, known: list[str]) -> str:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from nanoflow.core.config import ROLES
+
 if TYPE_CHECKING:
     from nanoflow.cli.job import Report
     from nanoflow.core.types import RequestOutput
@@ -38,11 +40,15 @@ def completions(results: Iterable[RequestOutput]) -> None:
         print(f"{styled(prompt, BOLD)}{completion.text}\n")
 
 
+def engine(made_of: dict[str, str]) -> None:
+    """Print what ran: checkpoint, plugins, device and dtype."""
+    roles = " ".join(f"{role}={made_of[role]}" for role in ROLES)
+    print(styled(f"{made_of['checkpoint']} | {roles} | {made_of['device']} {made_of['dtype']}", DIM))
+
+
 def summary(report: Report) -> None:
     """Print what ran, and how fast."""
-    made_of = report.made_of
-    roles = " ".join(f"{role}={made_of[role]}" for role in ("model", "attention", "scheduler", "block_manager"))
-    print(styled(f"{made_of['checkpoint']} | {roles} | {made_of['device']} {made_of['dtype']}", DIM))
+    engine(report.made_of)
     print(
         f"{report.requests} prompts, {report.prompt_tokens} + {report.output_tokens} tokens in {report.seconds:.2f} s: "
         f"prompt {report.prompt_rate:,.0f} tok/s, output {report.output_rate:,.0f} tok/s, "

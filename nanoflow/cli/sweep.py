@@ -8,26 +8,17 @@ import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nanoflow.cli import job, show
-from nanoflow.cli.settings import RunConfig
+from nanoflow.cli import show
 from nanoflow.core.errors import NanoflowError
 from nanoflow.core.registry import Registry
 
-COLUMNS = {  # of the table; the CSV file has more
-    "job": "job",
-    "overrides": "overrides",
-    "status": "status",
-    "output_tokens_per_s": "output tok/s",
-    "total_tokens_per_s": "total tok/s",
-    "ttft_ms": "TTFT ms",
-    "requests": "requests",
-    "preemptions": "preemptions",
-    "hit_rate_percent": "cache hits %",
-}
+if TYPE_CHECKING:
+    from nanoflow.cli.hydra_command import HydraCommand
+
 OK, FAILED, INTERRUPTED = "ok", "failed", "interrupted"
 
 
@@ -36,12 +27,16 @@ class Sweep:
     """The jobs that a sweep has run so far.
 
     Attributes:
+        command: what each job runs.
         registry: the plugins that jobs choose from.
         jobs: a record of each, as it stands in the results.
+        columns: of the table, with their titles; reports add theirs.
     """
 
+    command: HydraCommand
     registry: Registry
     jobs: list[dict[str, Any]] = field(default_factory=list)
+    columns: dict[str, str] = field(default_factory=lambda: {key: key for key in ("job", "overrides", "status")})
 
     @property
     def failed(self) -> bool:
@@ -55,8 +50,8 @@ class Sweep:
         record = {"job": len(self.jobs), "overrides": overrides, "status": INTERRUPTED, "error": ""}
         self.jobs.append(record)
         try:
-            config = RunConfig.from_composed(composed, self.registry)
-            _, report = job.run(config, self.registry, folder=folder, use_tqdm=False)
+            config = self.command.schema.from_composed(composed, self.registry)
+            report = self.command.job(config, self.registry, folder)
         except Exception as error:
             record["status"] = FAILED
             record["error"] = str(error) if isinstance(error, NanoflowError) else f"{type(error).__name__}: {error}"
@@ -65,7 +60,8 @@ class Sweep:
             print(f"nanoflow: error: {name}: {record['error']}", file=sys.stderr, flush=True)
         else:
             record.update(status=OK, **report.numbers(), **report.made_of)
-            print(f"{name}: {report.output_rate:,.0f} output tok/s, TTFT {1000 * report.ttft:.0f} ms", flush=True)
+            self.columns |= report.columns
+            print(f"{name}: {report.headline}", flush=True)
         (folder / "result.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     def finish(self, folder: Path) -> None:
@@ -85,4 +81,4 @@ class Sweep:
             {**record, "overrides": " ".join(item for item in record["overrides"] if item not in shared)}
             for record in self.jobs
         ]
-        return show.table(list(COLUMNS.values()), ([row.get(key) for key in COLUMNS] for row in rows))
+        return show.table(list(self.columns.values()), ([row.get(key) for key in self.columns] for row in rows))

@@ -9,21 +9,23 @@ from typing import Any
 
 import torch
 
-from nanoflow.core.config import BUNDLED_CHECKPOINT
-from nanoflow.core.errors import CheckpointError
+from nanoflow.core.errors import CheckpointError, did_you_mean
 
+ASSETS = Path(__file__).parent.parent / "assets"
 INDEX = "model.safetensors.index.json"
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 def resolve(name: str) -> Path:
-    """The local folder of a checkpoint: the bundled one, a folder, or a Hub repository (downloaded, or from its cache).
+    """The local folder of a checkpoint: a bundled one, a folder, or a Hub repository (downloaded, or from its cache).
+
+    Some bundled ones, such as `qwen3-8b`, are a config.json alone, for random weights.
 
     Raises:
         CheckpointError: no such folder, and no such repository that can be reached.
     """
-    if name == BUNDLED_CHECKPOINT:
-        return Path(__file__).parent.parent / "assets" / BUNDLED_CHECKPOINT
+    if name in (folders := bundled()):
+        return folders[name]
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -37,12 +39,19 @@ def resolve(name: str) -> Path:
     except HFValidationError:
         raise CheckpointError(
             f"Checkpoint {name!r} does not exist: there is no such folder, and it is no Hub id."
+            f"{did_you_mean(name, folders)}"
         ) from None
     except Exception as error:  # the Hub's client lets many kinds through, its transport's among them
         raise CheckpointError(
             f"Checkpoint {name!r} is not a folder here and could not be had from the Hub "
             f"({type(error).__name__}); check the name, the network, or HF_HUB_OFFLINE."
+            f"{did_you_mean(name, folders)}"
         ) from error
+
+
+def bundled() -> dict[str, Path]:
+    """The checkpoints that come with the package: their folders by name."""
+    return {file.parent.name: file.parent for file in ASSETS.rglob("config.json")}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 UINT32 = 0xFFFFFFFF
+LOWEST_TEMPERATURE = 1e-10  # lower ones, 0 apart, are taken for this one, so that no score overflows
 
 
 @dataclass(slots=True)
@@ -38,6 +39,57 @@ class SamplingInput:
     forbidden: dict[int, list[int]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Limits of S rows on what they may draw, on the logits' device. They apply in this order.
+
+    Attributes:
+        top_k_S: int64; the k best; V or more keeps all.
+        top_p_S: float32; the likeliest that hold this share of what top_k left; 1 keeps all.
+        min_p_S: float32; no less likely than this times the likeliest; 0 keeps all.
+        any_top_k, any_top_p: whether some row asks for it; False saves the work.
+    """
+
+    top_k_S: torch.Tensor
+    top_p_S: torch.Tensor
+    min_p_S: torch.Tensor
+    any_top_k: bool = True
+    any_top_p: bool = True
+
+
+def sample(
+    logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor,
+    filters: Filters | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Token ids [S], int64, of rows whose parameters lie on the logits' device; may be captured in a CUDA graph.
+
+    Args:
+        logits_SV: left alone.
+        temperature_S: float32; 0 is greedy.
+        seed_S: int64; any 64 bits.
+        position_S: int64; index of the token to be sampled in its sequence, below 2**32.
+        filters: None for none.
+    """
+    if logits_SV.is_cuda:
+        from nanoflow.core.kernels import sampling
+
+        lowest_S = None
+        if filters is not None:
+            lowest_S = sampling.thresholds(
+                logits_SV, temperature_S, filters.top_k_S, filters.top_p_S, filters.min_p_S, top_k=filters.any_top_k,
+                top_p=filters.any_top_p,
+            )  # fmt: skip
+        return sampling.draw(logits_SV, temperature_S, seed_S, position_S, lowest_S)
+    scores = logits_SV.float() / temperature_S.clamp(min=LOWEST_TEMPERATURE).unsqueeze(-1)
+    if filters is not None:
+        if filters.any_top_k or filters.any_top_p:
+            scores = keep_top(scores, filters.top_k_S.unsqueeze(-1), filters.top_p_S.unsqueeze(-1))
+        scores = keep_likely(scores, filters.min_p_S.unsqueeze(-1))
+    noise = gumbel_noise(seed_S.unsqueeze(-1), position_S.unsqueeze(-1), scores.shape[-1])
+    drawn_S = (scores + noise).argmax(-1)
+    return torch.where(temperature_S > 0, drawn_S, logits_SV.argmax(-1))
+
+
 class Sampler:
     """Stateless; does only the work that some row of the batch asks for."""
 
@@ -48,48 +100,42 @@ class Sampler:
         random_rows = np.flatnonzero(inputs.temperature > 0)
         if len(random_rows) == 0:
             return logits_SV.argmax(-1)
-        if len(random_rows) == len(inputs.temperature):
-            return self._draw(logits_SV, inputs, random_rows)
+        if logits_SV.is_cuda or len(random_rows) == len(inputs.temperature):
+            return self._draw(logits_SV, inputs, slice(None))
         token_ids = logits_SV.argmax(-1)
-        rows = torch.from_numpy(random_rows).to(logits_SV.device)
-        token_ids[rows] = self._draw(logits_SV[rows], inputs, random_rows)
+        token_ids[random_rows] = self._draw(logits_SV[random_rows], inputs, random_rows)
         return token_ids
 
-    def _draw(self, logits_RV: torch.Tensor, inputs: SamplingInput, rows: np.ndarray) -> torch.Tensor:
-        def column(values: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(values[rows]).to(logits_RV.device).unsqueeze(-1)
-
-        scores = logits_RV.float() / column(inputs.temperature)
-        vocab_size = scores.shape[-1]
-        if (inputs.top_k[rows] < vocab_size).any() or (inputs.top_p[rows] < 1).any():
-            scores = keep_top(scores, column(inputs.top_k), column(inputs.top_p))
-        if (inputs.min_p[rows] > 0).any():
-            scores = keep_likely(scores, column(inputs.min_p))
-        return (scores + gumbel_noise(column(inputs.seed), column(inputs.position), vocab_size)).argmax(-1)
-
-
-def sample(
-    logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor
-) -> torch.Tensor:
-    """A plain draw for every row, greedy where its temperature is 0; needs nothing of the host. Returns int64 [S]."""
-    noise_SV = gumbel_noise(seed_S.unsqueeze(-1), position_S.unsqueeze(-1), logits_SV.shape[-1])
-    temperature_S1 = temperature_S.unsqueeze(-1)
-    scores_SV = logits_SV.float() / temperature_S1.clamp(min=1e-10) + noise_SV
-    return torch.where(temperature_S1 > 0, scores_SV, logits_SV.float()).argmax(-1)
+    def _draw(self, logits_RV: torch.Tensor, inputs: SamplingInput, rows: np.ndarray | slice) -> torch.Tensor:
+        """Draw for these rows of the batch, whose logits are given."""
+        temperature, top_k, top_p, min_p = (
+            values[rows] for values in (inputs.temperature, inputs.top_k, inputs.top_p, inputs.min_p)
+        )
+        any_top_k, any_top_p = bool((top_k < logits_RV.shape[-1]).any()), bool((top_p < 1).any())
+        floats = torch.from_numpy(np.stack((temperature, top_p, min_p)))
+        integers = torch.from_numpy(np.stack((inputs.seed[rows], inputs.position[rows], top_k)))
+        if logits_RV.is_cuda:
+            floats = floats.pin_memory().to(logits_RV.device, non_blocking=True)
+            integers = integers.pin_memory().to(logits_RV.device, non_blocking=True)
+        filters = None
+        if any_top_k or any_top_p or (min_p > 0).any():
+            filters = Filters(integers[2], floats[1], floats[2], any_top_k, any_top_p)
+        return sample(logits_RV, floats[0], integers[0], integers[1], filters)
 
 
 def keep_top(scores_SV: torch.Tensor, top_k_S1: torch.Tensor, top_p_S1: torch.Tensor) -> torch.Tensor:
     """-inf for all but the `top_k` best, and of these for all past the first whose probabilities reach `top_p`.
 
-    One sort serves both. Candidates that tie with the last one kept by `top_k` are kept, as in transformers.
+    One sort serves both. Candidates that tie with the last one kept are kept: what is kept is all from some score on.
     """
-    ranked, order = scores_SV.sort(-1, descending=True)
+    ranked = scores_SV.sort(-1, descending=True).values
     last = (top_k_S1 - 1).clamp(0, scores_SV.shape[-1] - 1)
-    ranked = ranked.masked_fill(ranked < ranked.gather(-1, last), -torch.inf)
-    probabilities = ranked.softmax(-1)
+    lowest = ranked.gather(-1, last)
+    probabilities = ranked.masked_fill(ranked < lowest, -torch.inf).softmax(-1)
     before = probabilities.cumsum(-1) - probabilities
-    ranked = ranked.masked_fill((before >= top_p_S1) & (top_p_S1 < 1), -torch.inf)
-    return torch.empty_like(scores_SV).scatter_(-1, order, ranked)
+    last = ((before < top_p_S1).sum(-1, keepdim=True) - 1).clamp(min=0)
+    lowest = torch.where(top_p_S1 < 1, torch.maximum(lowest, ranked.gather(-1, last)), lowest)
+    return scores_SV.masked_fill(scores_SV < lowest, -torch.inf)
 
 
 def keep_likely(scores_SV: torch.Tensor, min_p_S1: torch.Tensor) -> torch.Tensor:
@@ -104,7 +150,7 @@ def gumbel_noise(seed_S1: torch.Tensor, position_S1: torch.Tensor, vocab_size: i
     key = _mix(key ^ position_S1)
     candidates_V = torch.arange(vocab_size, device=seed_S1.device)
     bits = _mix(_mix(candidates_V ^ key) + key & UINT32)
-    uniform = ((bits >> 8).float() + 0.5) * 2.0**-24  # never 0 or 1
+    uniform = ((bits >> 9).float() + 0.5) * 2.0**-23  # exact, so never 0 or 1
     return -torch.log(-torch.log(uniform))
 
 

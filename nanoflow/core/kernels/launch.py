@@ -1,9 +1,9 @@
 """Programmatic dependent launch: a kernel may start while the one before it in the stream is still running.
 
-A kernel launched with `overlap(x)` first calls `begin(PDL)`, and before that touches nothing but parameters of the model.
-It allows the next one to start at once, and then waits until the one before has completed and its writes can be seen.
-So the time between two kernels, and the first loads of weights, hide behind the earlier one. On GPUs before Hopper, and
-under Triton's interpreter, kernels run one after the other.
+A kernel launched with `overlap(x)` calls `begin(PDL)`, and before that it reads nothing but parameters of the model and
+writes nothing. `begin` allows the next one to start at once, and then waits until the one before has completed and its
+writes can be seen. So the time between two kernels, and the first loads of weights, hide behind the earlier one. On
+GPUs before Hopper, and under Triton's interpreter, kernels run one after the other.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ def overlap(x: torch.Tensor) -> dict[str, Any]:
     if x.is_cuda and _capability(x.device) >= (9, 0):
         return {"PDL": True, "launch_pdl": True}
     return {"PDL": False}
+
+
+@functools.cache
+def has_room(device: torch.device) -> bool:
+    """Whether a program may have as much shared memory as on an H100, for which the settings of kernels were chosen."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 227 * 1024
 
 
 @functools.cache

@@ -2,7 +2,8 @@
 
 Decoding multiplies 1 to some 64 rows with every weight of the model. That reads memory and computes next to nothing,
 so that what counts is to have enough reads in flight on every multiprocessor, from the first moment on. Two kernels:
-one for a single row without tensor cores, and one for a few rows, padded to what tensor cores take.
+one for a single row without tensor cores, whose first weights are on their way before the kernel before has ended, and
+one for a few rows, padded to what tensor cores take.
 
 Both can take in what stands around a product in a transformer: `gate`, SiLU of the first half of the outputs times the
 second half, and the single-row one also residual addition and RMS norm before it.
@@ -13,11 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from nanoflow.core.kernels.gate import gated
-from nanoflow.core.kernels.launch import overlap
+from nanoflow.core.kernels.gate import gated, silu_mul
+from nanoflow.core.kernels.launch import begin, has_room, overlap
+
+MOST_ROWS = 64  # beyond, cuBLAS is faster
 
 
 @dataclass(frozen=True)
@@ -34,48 +38,111 @@ class Tile:
     """How to run the kernel for a few rows.
 
     Attributes:
+        tokens: x's rows are padded to at least so many; from 64 on, Hopper's own matrix instructions are used.
         rows: of W a program, at least 16.
         columns: of them at a time.
-        splits: programs that share the columns; more than one leaves as many summands.
+        splits: programs that share the columns of a row; more than one leave a summand each.
         num_stages: of the pipeline of loads.
-        prefetch: whether to fetch a program's weights into L2 while the kernel before still runs.
     """
 
+    tokens: int
     rows: int
     columns: int
     splits: int
     num_warps: int
     num_stages: int
-    prefetch: bool = True
+
+
+def linear(
+    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None = None, *, gate: bool = False,
+    may_split: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """x Wᵀ + b, with `gate` as in `vector_linear`, by the fastest way that is known for these shapes.
+
+    With `may_split` the result may be [C, M, N] float32 summands.
+    """
+    num_rows, size = x_MK.shape
+    if x_MK.dtype.itemsize == 2 and num_rows > 0 and size % 16 == 0:
+        if num_rows == 1:
+            vector = vector_setting(weight_NK.shape[0], size, gate=gate, normed=False)
+            return vector_linear(x_MK, weight_NK, bias_N, vector, gate=gate)[0]
+        may_split = may_split and bias_N is None and not gate
+        tile = tile_setting(num_rows, weight_NK.shape[0], size, gate=gate, may_split=may_split)
+        if tile is not None and has_room(x_MK.device):
+            return tile_linear(x_MK, weight_NK, bias_N, tile, gate=gate)
+    y = F.linear(x_MK, weight_NK, bias_N)
+    return silu_mul(y) if gate else y
+
+
+def normed_linear(
+    x: torch.Tensor | None, residual_MK: torch.Tensor, norm_K: torch.Tensor, eps: float, weight_NK: torch.Tensor,
+    bias_N: torch.Tensor | None, *, gate: bool,
+) -> tuple[torch.Tensor, torch.Tensor] | None:  # fmt: skip
+    """`linear` of the norm of x + residual in one kernel, and the new residual; None where two kernels are faster."""
+    num_rows, size = residual_MK.shape
+    if num_rows != 1 or residual_MK.dtype.itemsize != 2 or size % 16 or (x is not None and x.dim() == 3):
+        return None
+    setting = vector_setting(weight_NK.shape[0], size, gate=gate, normed=True)
+    if x is None:
+        return vector_linear(residual_MK, weight_NK, bias_N, setting, gate=gate, norm=(norm_K, eps))[0], residual_MK
+    return vector_linear(x, weight_NK, bias_N, setting, gate=gate, norm=(norm_K, eps), residual_MK=residual_MK)
+
+
+def vector_setting(num_outputs: int, size: int, *, gate: bool, normed: bool) -> Vector:
+    """What was fastest on an H100 at the shapes of Qwen3 0.6B and 8B."""
+    if not normed:
+        return Vector(rows=2, columns=min(4096, triton.next_power_of_2(size)), num_warps=4)
+    if size <= 1024:
+        return Vector(rows=8, columns=512, num_warps=4)
+    return Vector(rows=2, columns=2048 if gate else 1024, num_warps=4)
+
+
+def tile_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_split: bool) -> Tile | None:
+    """What was fastest on an H100 at the shapes of Qwen3 0.6B and 8B, inside a whole step; None stands for cuBLAS.
+
+    Neighbours matter: a kernel that leaves no shared memory for the next one's programs keeps them from starting early.
+    """
+    if num_rows > MOST_ROWS:
+        return None
+    if num_outputs >= 2**16:  # the head
+        return Tile(tokens=16, rows=32, columns=128, splits=1, num_warps=4, num_stages=6 if num_rows <= 32 else 4)
+    if num_rows <= 16 and num_outputs * size >= 2**24:
+        if gate:
+            return Tile(tokens=16, rows=32, columns=128, splits=1, num_warps=4, num_stages=6)
+        if may_split and size <= num_outputs:
+            return Tile(tokens=16, rows=16, columns=256, splits=2, num_warps=2, num_stages=4)
+        return Tile(tokens=64, rows=32, columns=128, splits=2 if may_split else 1, num_warps=4, num_stages=4)
+    splits = max(1, triton.cdiv(128, triton.cdiv(num_outputs, 32))) if may_split else 1
+    return Tile(tokens=64, rows=32, columns=128, splits=splits, num_warps=4, num_stages=6)
 
 
 def vector_linear(
-    x_K: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, setting: Vector, *, gate: bool = False,
-    norm: tuple[torch.Tensor, float] | None = None, residual_K: torch.Tensor | None = None,
+    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, setting: Vector, *, gate: bool = False,
+    norm: tuple[torch.Tensor, float] | None = None, residual_MK: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """W norm(x + residual) + b for one row, and the new residual.
 
     Args:
-        x_K: contiguous.
+        x_MK: M = 1; contiguous, as the residual.
         weight_NK: its last dim is contiguous.
         bias_N: None for 0.
         setting: see there.
         gate: whether the result is silu(y[: N / 2]) * y[N / 2 :].
         norm: weight and epsilon of the RMS norm, None for none.
-        residual_K: what to add to x first, only with `norm`; None for 0.
+        residual_MK: what to add to x first, only with `norm`; None for 0.
 
     Returns:
-        y [N] or [N / 2], and x + residual [K] (None without a residual).
+        y [M, N] or [M, N / 2], and x + residual [M, K] (None without a residual).
     """
     num_rows, size = weight_NK.shape
     num_outputs = num_rows // 2 if gate else num_rows
-    y = torch.empty(num_outputs, dtype=x_K.dtype, device=x_K.device)
-    total = None if residual_K is None else torch.empty_like(x_K)
+    y = torch.empty((1, num_outputs), dtype=x_MK.dtype, device=x_MK.device)
+    total = None if residual_MK is None else torch.empty_like(x_MK)
     norm_weight, eps = norm if norm is not None else (None, 0.0)
     _vector[(triton.cdiv(num_outputs, setting.rows),)](
-        x_K, residual_K, norm_weight, weight_NK, bias_N, y, total, num_outputs, size, eps, weight_NK.stride(0),
-        NORM=norm is not None, ADD=residual_K is not None, GATE=gate, BIAS=bias_N is not None,
-        ROWS=setting.rows, COLUMNS=setting.columns, num_warps=setting.num_warps, **overlap(x_K),
+        x_MK, residual_MK, norm_weight, weight_NK, bias_N, y, total, num_outputs, size, eps, weight_NK.stride(0),
+        NORM=norm is not None, ADD=residual_MK is not None, GATE=gate, BIAS=bias_N is not None,
+        ROWS=setting.rows, COLUMNS=setting.columns, num_warps=setting.num_warps, **overlap(x_MK),
     )  # fmt: skip
     return y, total
 
@@ -83,23 +150,26 @@ def vector_linear(
 def tile_linear(
     x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, setting: Tile, *, gate: bool = False
 ) -> torch.Tensor:
-    """x Wᵀ + b for up to 128 rows, [M, N]; [M, N / 2] with `gate`; [splits, M, N] float32 summands if there are several.
+    """x Wᵀ + b for few rows: [M, N], or [M, N / 2] with `gate`.
 
-    x's and W's last dims are contiguous. Several splits go with neither gate nor bias.
+    With several splits, which go with neither gate nor bias, up to as many float32 summands [C, M, N]. x's and W's last
+    dims are contiguous.
     """
     num_rows, size = x_MK.shape
     num_outputs = weight_NK.shape[0] // 2 if gate else weight_NK.shape[0]
-    assert setting.splits == 1 or (not gate and bias_N is None)
-    if setting.splits == 1:
+    part = triton.cdiv(triton.cdiv(size, setting.splits), setting.columns) * setting.columns
+    splits = triton.cdiv(size, part)
+    if splits == 1:
         y = torch.empty((num_rows, num_outputs), dtype=x_MK.dtype, device=x_MK.device)
     else:
-        y = torch.empty((setting.splits, num_rows, num_outputs), dtype=torch.float32, device=x_MK.device)
-    part = triton.cdiv(triton.cdiv(size, setting.splits), setting.columns) * setting.columns
-    _tile[(triton.cdiv(num_outputs, setting.rows), setting.splits)](
+        assert not gate
+        assert bias_N is None
+        y = torch.empty((splits, num_rows, num_outputs), dtype=torch.float32, device=x_MK.device)
+    _tile[(triton.cdiv(num_outputs, setting.rows), splits)](
         x_MK, weight_NK, bias_N, y, num_rows, num_outputs, size, part, x_MK.stride(0), weight_NK.stride(0),
-        GATE=gate, BIAS=bias_N is not None, SPLITS=setting.splits, EVEN=size % part == 0,
-        M=max(16, triton.next_power_of_2(num_rows)), ROWS=setting.rows, COLUMNS=setting.columns,
-        PREFETCH=setting.prefetch, num_warps=setting.num_warps, num_stages=setting.num_stages, **overlap(x_MK),
+        GATE=gate, BIAS=bias_N is not None, EVEN=size == splits * part,
+        M=max(setting.tokens, triton.next_power_of_2(num_rows)), ROWS=setting.rows, COLUMNS=setting.columns,
+        num_warps=setting.num_warps, num_stages=setting.num_stages, **overlap(x_MK),
     )  # fmt: skip
     return y
 
@@ -132,7 +202,8 @@ def _vector(
         x = tl.load(x_ptr + place, mask=place < size, other=0.0).to(tl.float32)
         if ADD:
             rounded = (x + tl.load(residual_ptr + place, mask=place < size, other=0.0).to(tl.float32)).to(dtype)
-            tl.store(total_ptr + place, rounded, mask=(place < size) & (tl.program_id(0) == 0))
+            if tl.program_id(0) == 0:
+                tl.store(total_ptr + place, rounded, mask=place < size)
             x = rounded.to(tl.float32)
         if NORM:
             squares += x * x
@@ -162,8 +233,8 @@ def _vector(
 @triton.jit
 def _tile(
     x_ptr, weight_ptr, bias_ptr, y_ptr, num_rows, num_outputs, size, part, x_stride, weight_stride,
-    GATE: tl.constexpr, BIAS: tl.constexpr, SPLITS: tl.constexpr, EVEN: tl.constexpr, M: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
+    GATE: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr, M: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     token = tl.arange(0, M)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -172,13 +243,7 @@ def _tile(
     # Rows past the end read the last one; their results are not stored.
     weight_row = weight_ptr + tl.minimum(row, num_outputs - 1).to(tl.int64) * weight_stride + first
     second_half = num_outputs.to(tl.int64) * weight_stride
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        if PREFETCH:
-            _prefetch(weight_row, tl.minimum(part, size - first) * 2)
-            if GATE:
-                _prefetch(weight_row + second_half, tl.minimum(part, size - first) * 2)
-        tl.extra.cuda.gdc_wait()
+    begin(PDL)
     xs = x_ptr + token.to(tl.int64)[:, None] * x_stride + first + column[None, :]
     weights = weight_row[None, :] + column[:, None]
     sums = tl.zeros((M, ROWS), tl.float32)
@@ -208,13 +273,3 @@ def _tile(
         result = gated(result, up_sums.to(y_ptr.dtype.element_ty))
     place = (split.to(tl.int64) * num_rows + token[:, None]) * num_outputs + row[None, :]
     tl.store(y_ptr + place, result, mask=stored)
-
-
-@triton.jit
-def _prefetch(addresses, num_bytes):
-    """Ask for `num_bytes` (a multiple of 16) at each address to be brought into L2."""
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;", "=r,l,r",
-        [addresses.to(tl.int64), (addresses.to(tl.int64) * 0 + num_bytes).to(tl.int32)],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip

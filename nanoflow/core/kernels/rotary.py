@@ -90,10 +90,10 @@ def _norm_rotate_store(
     tl.store(query + left, rotated_left, mask=inside & is_query)
     tl.store(query + right, rotated_right, mask=inside & is_query)
     slot = tl.load(slots_ptr + token).to(tl.int64)
-    stored = inside & (slot >= 0)
-    key = key_ptr + slot // P * key_block + slot % P * key_place + (head - N) * key_head
-    tl.store(key + left, rotated_left.to(key_ptr.dtype.element_ty), mask=stored & is_key)
-    tl.store(key + right, rotated_right.to(key_ptr.dtype.element_ty), mask=stored & is_key)
-    value = value_ptr + slot // P * value_block + slot % P * value_place + (head - N - K) * value_head
-    tl.store(value + left, raw_left.to(value_ptr.dtype.element_ty), mask=stored & is_value)
-    tl.store(value + right, raw_right.to(value_ptr.dtype.element_ty), mask=stored & is_value)
+    if slot >= 0:
+        key = key_ptr + slot // P * key_block + slot % P * key_place + (head - N) * key_head
+        tl.store(key + left, rotated_left.to(key_ptr.dtype.element_ty), mask=inside & is_key)
+        tl.store(key + right, rotated_right.to(key_ptr.dtype.element_ty), mask=inside & is_key)
+        value = value_ptr + slot // P * value_block + slot % P * value_place + (head - N - K) * value_head
+        tl.store(value + left, raw_left.to(value_ptr.dtype.element_ty), mask=inside & is_value)
+        tl.store(value + right, raw_right.to(value_ptr.dtype.element_ty), mask=inside & is_value)

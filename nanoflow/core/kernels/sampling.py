@@ -18,6 +18,7 @@ import triton.language as tl
 from nanoflow.core.kernels.launch import begin, overlap
 
 BINS = 16
+LOWEST_TEMPERATURE = tl.constexpr(1e-10)
 MOST_NOISE = tl.constexpr(17.0)  # more than `_gumbel` ever gives
 
 
@@ -79,7 +80,8 @@ def thresholds(
             _histogram[grid](
                 logits_SV, *limits, peaks_SC, histograms[old], histograms[new], keys[old], keys[new], weights[old],
                 weights[new], size, logits_SV.stride(0), num_chunks, shift, MASS=mass, FIRST=shift == bits - 4,
-                SECOND=shift == bits - 8, TOP_K=top_k, BITS=bits, CHUNKS=triton.next_power_of_2(num_chunks), CHUNK=chunk, BLOCK=256,
+                SECOND=shift == bits - 8, TOP_K=top_k, BITS=bits, CHUNKS=triton.next_power_of_2(num_chunks),
+                CHUNK=chunk, BLOCK=256,
             )  # fmt: skip
     _finish[(num_rows,)](
         logits_SV, *limits, peaks_SC, histograms[new], keys[new], weights[new], threshold_S, size, num_chunks,
@@ -111,7 +113,7 @@ def _best_of_chunk(
         score = tl.load(logits_ptr + row * stride + candidate, mask=candidate < size, other=float("-inf"))
         score = score.to(tl.float32)
         if temperature > 0:
-            score = tl.math.div_rn(score, temperature)
+            score = _score(score, temperature)
             score = tl.where(score >= lowest, score, float("-inf"))
             if tl.max(score, 0) + MOST_NOISE > best:
                 score += _gumbel(candidate, key)
@@ -161,9 +163,11 @@ def _ordered(x, BITS: tl.constexpr):
     """Integers in the order of floats of 16 or 32 bits."""
     if BITS == 16:
         bits = x.to(tl.int16, bitcast=True).to(tl.int32)
-        return (tl.where(bits < 0, ~bits, bits | 0x8000) & 0xFFFF).to(tl.uint32)
-    bits = x.to(tl.int32, bitcast=True)
-    return tl.where(bits < 0, ~bits, bits ^ -0x80000000).to(tl.uint32, bitcast=True)
+        key = (tl.where(bits < 0, ~bits, bits | 0x8000) & 0xFFFF).to(tl.uint32)
+    else:
+        bits = x.to(tl.int32, bitcast=True)
+        key = tl.where(bits < 0, ~bits, bits ^ -0x80000000).to(tl.uint32, bitcast=True)
+    return key
 
 
 @triton.jit
@@ -174,6 +178,12 @@ def _unordered(key, dtype: tl.constexpr, BITS: tl.constexpr):
     else:
         bits = tl.where(key >= 0x80000000, key ^ 0x80000000, ~key).to(tl.int32)
     return bits.to(dtype, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _score(logits, temperature):
+    """logits / temperature, as `core.sampler` does it."""
+    return tl.math.div_rn(logits.to(tl.float32), tl.maximum(temperature, LOWEST_TEMPERATURE))
 
 
 @triton.jit
@@ -190,10 +200,10 @@ def _peaks(logits_ptr, peaks_ptr, size, stride, CHUNK: tl.constexpr, BLOCK: tl.c
 
 @triton.jit
 def _peak(peaks_ptr, row, temperature, num_chunks, CHUNKS: tl.constexpr):
-    """Largest logit / temperature of the row."""
+    """Highest score of the row."""
     chunks = tl.arange(0, CHUNKS)
     peaks = tl.load(peaks_ptr + row * num_chunks + chunks, mask=chunks < num_chunks, other=float("-inf"))
-    return tl.math.div_rn(tl.max(peaks, 0), temperature)
+    return _score(tl.max(peaks, 0), temperature)
 
 
 @triton.jit
@@ -243,11 +253,11 @@ def _histogram(
                 old_histograms_ptr, key, above, whole, limit, row, num_chunks, SECOND, MASS, CHUNKS
             )
         elif MASS and TOP_K:
-            if top_k < size:
-                floor, _, _ = _descend(
-                    old_histograms_ptr, tl.load(old_keys_ptr + row * 2), tl.load(old_weights_ptr + row * 2), whole,
-                    top_k.to(tl.float32), row, num_chunks, False, False, CHUNKS,
-                )  # fmt: skip
+            last, _, _ = _descend(
+                old_histograms_ptr, tl.load(old_keys_ptr + row * 2), tl.load(old_weights_ptr + row * 2), whole,
+                top_k.to(tl.float32), row, num_chunks, False, False, CHUNKS,
+            )  # fmt: skip
+            floor = tl.where(top_k < size, last, 0)
         if chunk == 0:
             tl.store(keys_ptr + row * 2, key)
             tl.store(keys_ptr + row * 2 + 1, floor)
@@ -267,7 +277,7 @@ def _histogram(
                 counts = counts & ((ordered >> (shift + 4)) == key.to(tl.uint32))
             if MASS:
                 counts = counts & (ordered >= floor.to(tl.uint32))
-                weight = tl.exp(tl.math.div_rn(logits.to(tl.float32), temperature) - peak)  # at most 1
+                weight = tl.exp(_score(logits, temperature) - peak)  # at most 1
             else:
                 weight = tl.full((BLOCK,), 1.0, tl.float32)
             digit = ((ordered >> shift) & 15).to(tl.int32)
@@ -284,7 +294,7 @@ def _finish(
 ):  # fmt: skip
     """Evaluate the row's last pass, and take min_p in.
 
-    Rows with top_k alone sat out the passes of top_p, an even number, so their state is in the same half as the others'.
+    Rows with top_k alone sat out the passes of top_p, an even number, so their state is in the same half as others'.
     """
     row = tl.program_id(0).to(tl.int64)
     temperature, min_p = tl.load(temperature_ptr + row), tl.load(min_p_ptr + row)
@@ -301,7 +311,7 @@ def _finish(
             limit = top_k.to(tl.float32)
             key, _, _ = _descend(histograms_ptr, key, above, whole, limit, row, num_chunks, False, False, CHUNKS)
         if by_top_p | by_top_k:
-            threshold = tl.math.div_rn(_unordered(key, dtype, BITS), temperature)
+            threshold = _score(_unordered(key, dtype, BITS), temperature)
         if min_p > 0:
             peak = _peak(peaks_ptr, row, temperature, num_chunks, CHUNKS)
             threshold = tl.maximum(threshold, peak + tl.log(min_p))

@@ -23,6 +23,10 @@ class Embedding(nn.Module):
 
     def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
         """[S, D] -> [S, V]"""
+        if hidden_SD.is_cuda:
+            from nanoflow.core.kernels.linear import linear
+
+            return linear(hidden_SD, self.weight)
         return F.linear(hidden_SD, self.weight)
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:

@@ -19,12 +19,23 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size, dtype=context.dtype, device=context.device), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.is_cuda:
+            from nanoflow.core.kernels.norm import add_rms_norm
+
+            return add_rms_norm(None, x.reshape(-1, *self.size), self.weight, self.eps)[0].view(x.shape)
         return F.rms_norm(x, self.size, self.weight, self.eps)
 
     def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The norm of `x + residual`, and that sum, which is the next residual. None stands for x = 0."""
+        """The norm of `x + residual` [T, D], and that sum, which is the next residual and may overwrite this one.
+
+        None stands for x = 0, and [C, T, D] for summands of x.
+        """
+        if residual.is_cuda:
+            from nanoflow.core.kernels.norm import add_rms_norm
+
+            return add_rms_norm(x, residual, self.weight, self.eps)
         if x is not None:
-            residual = x + residual
+            residual = (x if x.dim() == 2 else x.sum(0).to(residual.dtype)) + residual
         return self.forward(residual), residual
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,9 +41,23 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("cos_LH", torch.cat((cos, cos), -1), persistent=False)
         self.register_buffer("sin_LH", torch.cat((-sin, sin), -1), persistent=False)
 
-    def forward(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and signed sines [T, 1, H] of these positions; one look-up serves all layers."""
-        return self.cos_LH[positions_T].unsqueeze(1), self.sin_LH[positions_T].unsqueeze(1)
+    def forward(self, positions_T: torch.Tensor) -> Rotation:
+        """The rotation of tokens at these positions."""
+        return Rotation(self.cos_LH, self.sin_LH, positions_T)
+
+
+@dataclass
+class Rotation:
+    """What turns the heads of a batch: kernels read the tables at the positions, PyTorch the angles of each token."""
+
+    cos_LH: torch.Tensor
+    sin_LH: torch.Tensor
+    positions_T: torch.Tensor
+
+    @cached_property
+    def angles(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines [T, 1, H]; one look-up serves all layers."""
+        return self.cos_LH[self.positions_T].unsqueeze(1), self.sin_LH[self.positions_T].unsqueeze(1)
 
 
 def apply_rotary(x_TNH: torch.Tensor, cos_T1H: torch.Tensor, sin_T1H: torch.Tensor) -> torch.Tensor:

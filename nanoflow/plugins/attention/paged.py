@@ -55,11 +55,13 @@ class PagedAttention(AttentionBackend):
 
     def attend(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
         num_decodes, num_tokens = self.inputs.num_decodes, query_TNH.shape[0]
+        if num_decodes == num_tokens:
+            return self.decode(layer, query_TNH)
+        if num_decodes == 0:
+            return self.prefill(layer, query_TNH)
         out_TNH = torch.empty(query_TNH.shape, dtype=query_TNH.dtype, device=query_TNH.device)
-        if num_decodes:
-            self.decode(layer, query_TNH[:num_decodes], out_TNH[:num_decodes])
-        if num_decodes < num_tokens:
-            self.prefill(layer, query_TNH[num_decodes:], out_TNH[num_decodes:])
+        self.decode(layer, query_TNH[:num_decodes], out_TNH[:num_decodes])
+        self.prefill(layer, query_TNH[num_decodes:], out_TNH[num_decodes:])
         return out_TNH
 
     @abstractmethod
@@ -71,9 +73,12 @@ class PagedAttention(AttentionBackend):
         """Prepare for the others."""
 
     @abstractmethod
-    def decode(self, layer: int, query_SNH: torch.Tensor, out_SNH: torch.Tensor) -> None:
-        """Attention of the leading sequences, one token each, into `out_SNH`. Called with layer 0 first in a step."""
+    def decode(self, layer: int, query_SNH: torch.Tensor, out_SNH: torch.Tensor | None = None) -> torch.Tensor:
+        """Attention of the leading sequences, one token each; layer 0 is the first in a step.
+
+        Returns [S, N, H], which is `out_SNH` if that is given.
+        """
 
     @abstractmethod
-    def prefill(self, layer: int, query_TNH: torch.Tensor, out_TNH: torch.Tensor) -> None:
-        """Attention of the other sequences into `out_TNH`. Called with layer 0 first in a step."""
+    def prefill(self, layer: int, query_TNH: torch.Tensor, out_TNH: torch.Tensor | None = None) -> torch.Tensor:
+        """Attention of the other sequences, in the same way."""

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 
 from nanoflow.core.interfaces import AttentionContext
+from nanoflow.core.kernels.launch import begin as begin_overlapped
+from nanoflow.core.kernels.launch import overlap
 from nanoflow.core.types import AttentionInput
 from nanoflow.plugins.attention.triton_settings import DecodeSettings
 
@@ -35,36 +37,44 @@ def block_ids(table_ptr, token, length, P: tl.constexpr, BLOCK_N: tl.constexpr):
     return ids
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs", "num_shares"])
 def share_kernel(
-    context_lens_ptr, starts_ptr, first_ptr, num_seqs, num_shares,
+    context_lens_ptr, ends_ptr, shares_ptr, num_seqs, num_shares,
     BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """Cut the row of tiles into equal shares.
 
-    Writes `starts` [S + 1], the place of each sequence's first tile in the row and the row's length, and `first` [W],
-    the sequence in which each share begins. Every sequence has at least one tile, so that its output is written.
+    Writes `ends` [S], the place in the row after each sequence's last tile, and `shares` [W, 4]: the sequence in which
+    a share begins, the places of its first tile and after its last one, and its context length. Every sequence has at
+    least one tile, so that its output is written.
     """
     seqs = tl.arange(0, BLOCK_S)
-    lens = tl.load(context_lens_ptr + seqs, mask=seqs < num_seqs, other=0)
-    tiles = tl.where(seqs < num_seqs, tl.maximum(tl.cdiv(lens, BLOCK_N), 1), 0)
+    valid = seqs < num_seqs
+    lens = tl.load(context_lens_ptr + seqs, mask=valid, other=0)
+    tiles = tl.where(valid, tl.maximum(tl.cdiv(lens, BLOCK_N), 1), 0)
     ends = tl.cumsum(tiles, 0)
     share = tl.cdiv(tl.sum(tiles, 0), num_shares)
     shares = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
-    before = (ends[None, :] <= (shares * share)[:, None]) & (seqs < num_seqs)[None, :]
-    tl.store(first_ptr + shares, tl.sum(before.to(tl.int32), 1), mask=shares < num_shares)
+    before = (ends[None, :] <= (shares * share)[:, None]) & valid[None, :]
+    first = tl.sum(before.to(tl.int32), 1)
+    is_first = seqs[None, :] == first[:, None]
+    there = shares < num_shares
+    tl.store(shares_ptr + shares * 4, first, mask=there)
+    tl.store(shares_ptr + shares * 4 + 1, tl.max(tl.where(before, ends[None, :], 0), 1), mask=there)
+    tl.store(shares_ptr + shares * 4 + 2, tl.sum(tl.where(is_first, ends[None, :], 0), 1), mask=there)
+    tl.store(shares_ptr + shares * 4 + 3, tl.sum(tl.where(is_first, lens[None, :], 0), 1), mask=there)
     if tl.program_id(0) == 0:
-        tl.store(starts_ptr + seqs, ends - tiles, mask=seqs < num_seqs)
-        tl.store(starts_ptr + num_seqs, tl.sum(tiles, 0))
+        tl.store(ends_ptr + seqs, ends, mask=valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_seqs", "num_shares", "stride_t"])
 def decode_kernel(
-    out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, context_lens_ptr, starts_ptr, first_ptr,
+    out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, context_lens_ptr, ends_ptr, shares_ptr,
     partial_ptr, lse_ptr, arrived_ptr, scale, num_seqs, num_shares,
-    stride_os, stride_on, stride_qs, stride_qn, stride_kb, stride_kp, stride_kk, stride_vb, stride_vp, stride_vk, stride_t,
-    R: tl.constexpr, H: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
+    stride_os, stride_on, stride_qs, stride_qn, stride_kb, stride_kp, stride_kk, stride_vb, stride_vp, stride_vk,
+    stride_t, R: tl.constexpr, H: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
     BLOCK_N: tl.constexpr, REDUCE_R: tl.constexpr, REDUCE_C: tl.constexpr, PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: one share of the row for one KV head, a sequence (or a part of it) at a time.
 
@@ -72,13 +82,17 @@ def decode_kernel(
     part with which a share begins, place 1 the part with which it ends. `arrived` [K, W] counts, for the sequence
     that starts in share w and goes on in the next, how many parts are there; it is 0 before and after.
     """
+    begin_overlapped(PDL)
     head = tl.program_id(0)
     share_id = tl.program_id(1)
-    total = tl.load(starts_ptr + num_seqs)
+    total = tl.load(ends_ptr + num_seqs - 1)
+    seq = tl.load(shares_ptr + share_id * 4)
+    begin = tl.load(shares_ptr + share_id * 4 + 1)
+    end = tl.load(shares_ptr + share_id * 4 + 2)
+    length = tl.load(shares_ptr + share_id * 4 + 3)
     share = tl.cdiv(total, num_shares)
     tile = share_id * share
     last_tile = tl.minimum(tile + share, total)
-    seq = tl.load(first_ptr + share_id)
 
     rows = tl.arange(0, BLOCK_R)
     dims = tl.arange(0, BLOCK_H)
@@ -87,10 +101,9 @@ def decode_kernel(
     heads = head * R + rows
 
     while tile < last_tile:
-        begin = tl.load(starts_ptr + seq)
-        end = tl.load(starts_ptr + seq + 1)
-        length = tl.load(context_lens_ptr + seq)
         stop = tl.minimum(end, last_tile)
+        next_end = tl.load(ends_ptr + seq + 1, mask=stop < last_tile, other=0)  # ahead of their use
+        next_length = tl.load(context_lens_ptr + seq + 1, mask=stop < last_tile, other=0)
         table_ptr = tables_ptr + seq.to(tl.int64) * stride_t
         q = tl.load(
             query_ptr + seq.to(tl.int64) * stride_qs + heads[:, None] * stride_qn + dims[None, :],
@@ -147,6 +160,9 @@ def decode_kernel(
                 )  # fmt: skip
         tile = stop
         seq += 1
+        begin = end
+        end = next_end
+        length = next_length
 
 
 @triton.jit
@@ -183,10 +199,10 @@ def combine(
 
 @dataclass(slots=True)
 class Shares:
-    """How one step's row of tiles is cut: `starts` and `first` as in `share_kernel`."""
+    """How one step's row of tiles is cut: `ends` and `shares` as in `share_kernel`."""
 
-    starts_S1: torch.Tensor
-    first_W: torch.Tensor
+    ends_S: torch.Tensor
+    shares_W4: torch.Tensor
 
 
 class TritonDecode:
@@ -217,13 +233,13 @@ class TritonDecode:
     def shares(self, inputs: AttentionInput) -> Shares:
         """Cut the work of a step, on the device, from the lengths that are there when it runs."""
         num_seqs, device = inputs.num_decodes, self.context.device
-        starts_S1 = torch.empty(num_seqs + 1, dtype=torch.int32, device=device)
-        first_W = torch.empty(self.num_shares, dtype=torch.int32, device=device)
+        ends_S = torch.empty(num_seqs, dtype=torch.int32, device=device)
+        shares_W4 = torch.empty((self.num_shares, 4), dtype=torch.int32, device=device)
         share_kernel[(triton.cdiv(self.num_shares, 8),)](
-            inputs.context_lens_S, starts_S1, first_W, num_seqs, self.num_shares,
-            BLOCK_N=self.settings.block_n, BLOCK_S=triton.next_power_of_2(num_seqs), BLOCK_W=8,
+            inputs.context_lens_S, ends_S, shares_W4, num_seqs, self.num_shares,
+            BLOCK_N=self.settings.block_n, BLOCK_S=max(32, triton.next_power_of_2(num_seqs)), BLOCK_W=8,
         )  # fmt: skip
-        return Shares(starts_S1, first_W)
+        return Shares(ends_S, shares_W4)
 
     def __call__(
         self, shares: Shares, inputs: AttentionInput, query_SNH: torch.Tensor, key_BPKH: torch.Tensor,
@@ -232,8 +248,9 @@ class TritonDecode:
         """Attention of the leading sequences, with the work cut as `shares` says."""
         decode_kernel[(self.context.num_kv_heads, self.num_shares)](
             out_SNH, query_SNH, key_BPKH, value_BPKH, inputs.block_tables_SB, inputs.context_lens_S,
-            shares.starts_S1, shares.first_W, self.partial, self.lse, self.arrived, self.context.scale * LOG2_E,
+            shares.ends_S, shares.shares_W4, self.partial, self.lse, self.arrived, self.context.scale * LOG2_E,
             query_SNH.shape[0], self.num_shares, *out_SNH.stride()[:2], *query_SNH.stride()[:2],
             *key_BPKH.stride()[:3], *value_BPKH.stride()[:3], inputs.block_tables_SB.stride(0), **self.constants,
             BLOCK_N=self.settings.block_n, num_warps=self.settings.num_warps, num_stages=self.settings.num_stages,
+            **overlap(out_SNH),
         )  # fmt: skip

@@ -34,13 +34,17 @@ class TritonAttention(PagedAttention):
     def plan_prefill(self, inputs: AttentionInput) -> None:
         self.tiles = self.prefiller.tiles(inputs)
 
-    def decode(self, layer: int, query_SNH: torch.Tensor, out_SNH: torch.Tensor) -> None:
+    def decode(self, layer: int, query_SNH: torch.Tensor, out_SNH: torch.Tensor | None = None) -> torch.Tensor:
         if layer == 0:
             self.shares = self.decoder.shares(self.inputs)
+        out_SNH = query_SNH.new_empty(query_SNH.shape) if out_SNH is None else out_SNH
         self.decoder(self.shares, self.inputs, query_SNH, *self.cache(layer), out_SNH)
+        return out_SNH
 
-    def prefill(self, layer: int, query_TNH: torch.Tensor, out_TNH: torch.Tensor) -> None:
+    def prefill(self, layer: int, query_TNH: torch.Tensor, out_TNH: torch.Tensor | None = None) -> torch.Tensor:
+        out_TNH = query_TNH.new_empty(query_TNH.shape) if out_TNH is None else out_TNH
         self.prefiller(self.tiles, self.inputs, query_TNH, *self.cache(layer), out_TNH)
+        return out_TNH
 
     def store(self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor) -> None:
         store(key_TKH, value_TKH, *self.cache(layer), self.slot_mapping_T)
@@ -55,7 +59,7 @@ def limits(device: torch.device) -> tuple[int, int]:
 
 
 def why_not(context: AttentionContext, interpreted: bool) -> str | None:
-    """Why these kernels can't serve `context`, if so. `interpreted`: Triton runs kernels in its interpreter, on a CPU."""
+    """Why these kernels can't serve `context`, if so. `interpreted`: Triton runs them in its interpreter, on a CPU."""
     c = context
     if c.device.type != "cuda" and not (interpreted and c.device.type == "cpu"):
         return f"it needs a GPU, and the engine runs on the device {str(c.device)!r}."

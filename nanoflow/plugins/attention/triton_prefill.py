@@ -62,11 +62,11 @@ def attend_tiles(
     return acc, peak, total_weight
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_t"])
 def prefill_kernel(
     out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, tiles_ptr, scale,
-    stride_ot, stride_on, stride_qt, stride_qn, stride_kb, stride_kp, stride_kk, stride_vb, stride_vp, stride_vk, stride_t,
-    R: tl.constexpr, H: tl.constexpr, P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_M: tl.constexpr,
+    stride_ot, stride_on, stride_qt, stride_qn, stride_kb, stride_kp, stride_kk, stride_vb, stride_vp, stride_vk,
+    stride_t, R: tl.constexpr, H: tl.constexpr, P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one tile of BLOCK_M // R query tokens with the R query heads of one KV head.

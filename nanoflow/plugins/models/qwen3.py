@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from nanoflow.core.errors import CheckpointError
 from nanoflow.core.interfaces import AttentionBackend, ModelArch, ModelContext
-from nanoflow.core.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, apply_rotary
+from nanoflow.core.layers import Embedding, GatedLinear, Linear, RMSNorm, RotaryEmbedding, Rotation, norm_rotate_store
 
 
 class Qwen3Attention(nn.Module):
-    """Fused QKV projection, norm of each query and key head, rotation, attention, output projection."""
+    """Fused QKV projection behind a norm, norm of each query and key head, rotation, attention, output projection."""
 
     def __init__(self, context: ModelContext, layer: int) -> None:
         super().__init__()
@@ -28,12 +27,12 @@ class Qwen3Attention(nn.Module):
         self.k_norm = RMSNorm(context, self.head_dim, config["rms_norm_eps"])
 
     def forward(
-        self, x_TD: torch.Tensor, cos_T1H: torch.Tensor, sin_T1H: torch.Tensor, attention: AttentionBackend
-    ) -> torch.Tensor:
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x_TD).split(self.sizes, -1))
-        q = apply_rotary(self.q_norm(q), cos_T1H, sin_T1H)
-        k = apply_rotary(self.k_norm(k), cos_T1H, sin_T1H)
-        return self.o_proj(attention.forward(self.layer, q, k, v).flatten(-2))
+        self, norm: RMSNorm, x: torch.Tensor | None, residual: torch.Tensor, rotation: Rotation,
+        attention: AttentionBackend,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        qkv, residual = self.qkv_proj.normed(norm, x, residual)
+        q = norm_rotate_store(qkv, self.q_norm, self.k_norm, rotation, attention, self.layer)
+        return self.o_proj.summands(attention.attend(self.layer, q).flatten(-2)), residual
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor]:
         return (
@@ -45,24 +44,27 @@ class Qwen3Attention(nn.Module):
 
 
 class Qwen3MLP(nn.Module):
-    """down(silu(gate(x)) * up(x)), with gate and up in one product."""
+    """down(silu(gate(x)) * up(x)) behind a norm, with gate and up in one product."""
 
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
         hidden, inner = context.hf_config["hidden_size"], context.hf_config["intermediate_size"]
-        self.gate_up_proj = Linear(context, hidden, {"gate_proj": inner, "up_proj": inner})
+        self.gate_up_proj = GatedLinear(context, hidden, {"gate_proj": inner, "up_proj": inner})
         self.down_proj = Linear(context, inner, {"down_proj": hidden})
 
-    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_up_proj(x_TD).chunk(2, -1)
-        return self.down_proj(F.silu(gate) * up)
+    def forward(self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gated, residual = self.gate_up_proj.normed(norm, x, residual)
+        return self.down_proj.summands(gated), residual
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor]:
         return self.gate_up_proj.weights(prefix) | self.down_proj.weights(prefix)
 
 
 class Qwen3Layer(nn.Module):
-    """Attention and feed-forward, each behind a norm and added to the residual."""
+    """Attention and feed-forward, each behind a norm and added to the residual.
+
+    The sum of what a block gave and the residual is left to the norm of the next one, which may fuse the two.
+    """
 
     def __init__(self, context: ModelContext, layer: int) -> None:
         super().__init__()
@@ -71,6 +73,12 @@ class Qwen3Layer(nn.Module):
         self.mlp = Qwen3MLP(context)
         self.input_layernorm = RMSNorm(context, hidden, eps)
         self.post_attention_layernorm = RMSNorm(context, hidden, eps)
+
+    def forward(
+        self, x: torch.Tensor | None, residual: torch.Tensor, rotation: Rotation, attention: AttentionBackend
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, residual = self.self_attn(self.input_layernorm, x, residual, rotation, attention)
+        return self.mlp(self.post_attention_layernorm, x, residual)
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor]:
         return (
@@ -113,14 +121,11 @@ class Qwen3(nn.Module, ModelArch):
     def forward(
         self, input_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: AttentionBackend
     ) -> torch.Tensor:
-        cos, sin = self.rotary(positions_T)
+        rotation = self.rotary(positions_T)
         residual = self.embed_tokens(input_ids_T)
         x = None
         for layer in self.layers:
-            x, residual = layer.input_layernorm.add(x, residual)
-            x = layer.self_attn(x, cos, sin, attention)
-            x, residual = layer.post_attention_layernorm.add(x, residual)
-            x = layer.mlp(x)
+            x, residual = layer(x, residual, rotation, attention)
         return self.norm.add(x, residual)[0]
 
     def compute_logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:

@@ -106,7 +106,7 @@ def projections(c: AttentionContext, num_tokens: int, generator: torch.Generator
 def errors(
     build: type[AttentionBackend], config: object, c: AttentionContext, case: Case, seed: int = 0
 ) -> list[float]:
-    """‖out − ref‖ / ‖ref‖ of each layer, against the torch backend in float32 on the same (rounded) numbers."""
+    """‖out - ref‖ / ‖ref‖ of each layer, against the torch backend in float32 on the same (rounded) numbers."""
     exact = replace(c, dtype=torch.float32)
     backend, reference = build(config, c), TorchAttention(NoOptions(), exact)
     found = []

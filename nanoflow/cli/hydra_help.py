@@ -1,43 +1,41 @@
-"""`nanoflow run --help`: groups, their options, and every key with its default, from what is installed."""
+"""`--help` of a Hydra command: groups, their options, and every key with its default, from what is installed."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from nanoflow.cli.config_source import PRIMARY, NanoflowSource
-from nanoflow.cli.settings import SECTIONS, RunConfig
+from nanoflow.cli.config_source import PRIMARIES, NanoflowSource
+from nanoflow.cli.settings import Settings, sections
 from nanoflow.core.config import ROLES
 from nanoflow.core.registry import Registry
 
+if TYPE_CHECKING:
+    from nanoflow.cli.hydra_command import HydraCommand
+
 WIDTH = 40  # of the column with keys
-INTRO = """\
-Usage: nanoflow run [flags] [GROUP=OPTION ...] [KEY=VALUE ...]
-
-Completes prompts with an engine put together from the options below.
-
-  nanoflow run 'prompts=["ROMEO:", "Once more unto"]' sampling.max_tokens=32
-  nanoflow run -m scheduler.max_num_seqs=4,16         a job for each value, and a table of them all
-
+FLAGS = """
 Flags:
   -m, --multirun      sweep: values with commas between them make jobs; results are kept in runs/
   --cfg job           show the composed config, and run nothing
   --info [TOPIC]      how the config came about: defaults, defaults-tree, searchpath, ...
-  --config-name NAME  another primary config than config.yaml;  --config-dir DIR  a folder that holds it
+  --config-name NAME  another primary config than {file}.yaml;  --config-dir DIR  a folder that holds it
   --hydra-help        more of Hydra's flags
   --debug             show the traceback of an error
 """
 
 
-def text(registry: Registry) -> str:
+def text(command: HydraCommand, registry: Registry) -> str:
     """The whole help text."""
     source = NanoflowSource()
-    primary = source.load_config(PRIMARY).config
-    return "\n".join([INTRO, *_groups(source, primary), *_run_keys(primary), *_plugin_keys(source, registry)])
+    primary = source.load_config(command.primary).config
+    head = command.intro + FLAGS.format(file=PRIMARIES[command.primary][0])
+    keys = _command_keys(command.schema, primary)
+    return "\n".join([head, *_groups(source, primary), *keys, *_plugin_keys(source, registry)])
 
 
 def _groups(source: NanoflowSource, primary: DictConfig) -> Iterator[str]:
@@ -49,12 +47,12 @@ def _groups(source: NanoflowSource, primary: DictConfig) -> Iterator[str]:
     yield ""
 
 
-def _run_keys(primary: DictConfig) -> Iterator[str]:
+def _command_keys(schema: type[Settings], primary: DictConfig) -> Iterator[str]:
     yield "Keys (KEY=VALUE), their defaults, and what they mean:"
-    yield from _lines(RunConfig, primary, "", skip={*SECTIONS, *ROLES})
-    for name, schema in SECTIONS.items():
+    yield from _lines(schema, primary, "", skip={*sections(schema), *ROLES})
+    for name, section in sections(schema).items():
         yield ""
-        yield from _lines(schema, primary[name], f"{name}.")
+        yield from _lines(section, primary[name], f"{name}.")
     yield ""
 
 

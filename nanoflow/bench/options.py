@@ -1,0 +1,89 @@
+"""Options of the measurements, and their defaults. The sizes are those of nano-vLLM's benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from nanoflow.core.config import is_int, option, require
+from nanoflow.core.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What every measurement has.
+
+    Raises:
+        ConfigError: an unknown workload, or a value out of its range.
+    """
+
+    workloads: ClassVar[tuple[str, ...]] = ()
+
+    workload: str = ""
+    warmup: int = option(1, "rounds that don't count, before those that do")
+    repeats: int = option(3, "rounds that count; the results are their median, least and most")
+    seed: int = option(0, "seeds token ids and random lengths")
+    output: str | None = option(None, "JSON file for the results; a sweep puts it into each job's folder")
+    profile: str | None = option(None, "Chrome trace of some steps, .json or .json.gz; prints their top kernels")
+    profile_steps: int = option(16, "steps in the trace")
+
+    def __post_init__(self) -> None:
+        if self.workload not in self.workloads:
+            raise ConfigError(
+                f"workload must be one of {', '.join(self.workloads)}, got {self.workload!r}."
+                f"{did_you_mean(self.workload, self.workloads)}"
+            )
+        for name, least in {"warmup": 0, "repeats": 1, "profile_steps": 1}.items():
+            _require_count(name, getattr(self, name), least)
+        require(is_int(self.seed), "seed", self.seed, "an integer")
+
+
+@dataclass(frozen=True)
+class ThroughputOptions(BenchOptions):
+    """Many requests at once, from the first handed over to the last completed."""
+
+    workloads = ("offline256", "random", "file")
+
+    workload: str = option("offline256", "offline256: that of nano-vLLM | random | file: prompts_file, with sampling.*")
+    num_prompts: int = option(256, "prompts of offline256 and random")
+    min_input_len: int = option(100, "tokens in the shortest prompt")
+    max_input_len: int = option(1024, "tokens in the longest prompt")
+    min_output_len: int = option(100, "tokens in the shortest output")
+    max_output_len: int = option(1024, "tokens in the longest output")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_count("num_prompts", self.num_prompts)
+        for kind in ("input_len", "output_len"):
+            least, most = getattr(self, f"min_{kind}"), getattr(self, f"max_{kind}")
+            _require_count(f"min_{kind}", least)
+            require(is_int(most) and most >= least, f"max_{kind}", most, f"an integer >= min_{kind} ({least})")
+
+
+@dataclass(frozen=True)
+class LatencyOptions(BenchOptions):
+    """Few requests at once, a step at a time."""
+
+    workloads = ("decode", "ttft-128", "start")
+
+    workload: str = option("decode", "decode: a step | ttft-128: time to first token | start: process to first token")
+    batch_sizes: list[int] = option([1, 8, 64], "sequences that decode at a time, measured one after the other")
+    input_len: int = option(128, "tokens in each prompt of decode")
+    output_len: int = option(513, "tokens in each output of decode; the time for 1 is taken off that for all")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = self.batch_sizes
+        require(
+            isinstance(sizes, list) and bool(sizes) and all(is_int(size) and size >= 1 for size in sizes),
+            "batch_sizes", sizes, "a list of integers >= 1",
+        )  # fmt: skip
+        _require_count("input_len", self.input_len)
+        _require_count("output_len", self.output_len, 2)
+        require(
+            self.profile is None or self.workload != "start", "profile", self.profile, "null for the workload start"
+        )
+
+
+def _require_count(name: str, value: object, least: int = 1) -> None:
+    require(is_int(value) and value >= least, name, value, f"an integer >= {least}")

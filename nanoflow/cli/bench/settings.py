@@ -1,0 +1,40 @@
+"""The settings of `bench throughput` and `bench latency`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nanoflow.bench.options import BenchOptions, LatencyOptions, ThroughputOptions
+from nanoflow.cli.settings import DEFAULTS, Settings
+from nanoflow.core.config import BUNDLED_CHECKPOINT, EngineConfig, PluginChoice, SamplingParams, option
+
+CHECKPOINT_HELP = "a folder, a Hub id, bard, or qwen3-0.6b to qwen3-32b for engine.load_format=dummy"
+
+
+@dataclass(frozen=True)
+class BenchConfig(Settings):
+    """What both build; what they measure differs."""
+
+    checkpoint: str = option(BUNDLED_CHECKPOINT, CHECKPOINT_HELP)
+    bench: BenchOptions = field(default_factory=BenchOptions)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    model: PluginChoice = DEFAULTS.model
+    attention: PluginChoice = DEFAULTS.attention
+    scheduler: PluginChoice = DEFAULTS.scheduler
+    block_manager: PluginChoice = DEFAULTS.block_manager
+
+
+@dataclass(frozen=True)
+class ThroughputConfig(BenchConfig):
+    """All settings of `bench throughput`."""
+
+    bench: ThroughputOptions = field(default_factory=ThroughputOptions)
+    prompts_file: str | None = option(None, "prompts of bench.workload=file: a line each, or .jsonl objects")
+
+
+@dataclass(frozen=True)
+class LatencyConfig(BenchConfig):
+    """All settings of `bench latency`."""
+
+    bench: LatencyOptions = field(default_factory=LatencyOptions)

@@ -1,0 +1,26 @@
+"""`attention=hybrid`: each part of a batch by the kernel that is faster at it."""
+
+from __future__ import annotations
+
+import torch
+
+from nanoflow.core.interfaces import AttentionContext, NoOptions
+from nanoflow.core.types import AttentionInput
+from nanoflow.plugins.attention.flash import FlashCalls
+from nanoflow.plugins.attention.flash_versions import Rows
+from nanoflow.plugins.attention.triton_paged import TritonAttention
+
+
+class HybridAttention(TritonAttention):
+    """Decodes with the Triton kernel, which is nearer to the memory's bandwidth, and prefills with FlashAttention."""
+
+    def __init__(self, config: NoOptions, context: AttentionContext) -> None:
+        super().__init__(config, context)
+        self.flash = FlashCalls(context)
+        self.chunks: Rows
+
+    def plan_prefill(self, inputs: AttentionInput) -> None:
+        self.chunks = self.flash.chunks(inputs)
+
+    def prefill(self, layer: int, query_TNH: torch.Tensor, out_TNH: torch.Tensor | None = None) -> torch.Tensor:
+        return self.flash(self.chunks, layer, query_TNH, *self.cache(layer), out_TNH)

@@ -1,0 +1,1 @@
+"""The layers' PyTorch side, which is the specification of the kernels."""

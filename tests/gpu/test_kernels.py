@@ -1,0 +1,168 @@
+"""Kernels on the GPU at the shapes of real models, and captured in CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("triton")
+
+from nanoflow.core.interfaces import ModelContext
+from nanoflow.core.kernels.linear import Tile, Vector
+from nanoflow.core.layers import Embedding, GatedLinear, Linear, RMSNorm
+from nanoflow.core.sampler import Filters, sample
+from tests.core.kernels import checks
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+VOCAB_SIZE = 151_936
+SHAPES = {"small": (1024, 4096, 2048, 3072), "large": (4096, 6144, 4096, 12288)}  # hidden, qkv, heads, inner
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1024, 4096, 5120, 2500])
+@pytest.mark.parametrize(("rows", "parts"), [(1, 1), (64, 0), (300, 1), (33, 4)])
+def test_norm(rows: int, size: int, parts: int, dtype: torch.dtype) -> None:
+    checks.check_norm(rows, size, parts, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "size"), [(1, 3072), (64, 12288), (300, 1000)])
+def test_gate(rows: int, size: int, dtype: torch.dtype) -> None:
+    checks.check_gate(rows, size, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 8, 300])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim", "block_size", "has_norm"),
+    [(16, 8, 128, 256, True), (32, 8, 128, 16, True), (14, 2, 64, 16, False), (5, 1, 80, 16, True)],
+)
+def test_rotary(
+    tokens: int, heads: int, kv_heads: int, head_dim: int, block_size: int, has_norm: bool, dtype: torch.dtype
+) -> None:
+    checks.check_rotary(tokens + 1, heads, kv_heads, head_dim, block_size, has_norm, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("setting", [Vector(4, 1024, 4), Vector(1, 4096, 4), Vector(8, 512, 2)], ids=str)
+@pytest.mark.parametrize(("gated", "normed", "bias"), [(False, False, True), (True, True, False), (True, True, True)])
+@pytest.mark.parametrize(("outputs", "size"), [(6144, 1024), (1022, 3072), (4096, 12288)])
+def test_vector(
+    outputs: int, size: int, gated: bool, normed: bool, bias: bool, setting: Vector, dtype: torch.dtype
+) -> None:
+    checks.check_vector(outputs, size, gated, normed, bias, setting, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows", [2, 16, 33, 64])
+@pytest.mark.parametrize(
+    ("outputs", "size", "splits", "gated"),
+    [(4096, 1024, 1, False), (6140, 1024, 1, True), (1024, 3072, 4, False), (1000, 2048, 3, False)],
+)
+def test_tile(rows: int, outputs: int, size: int, splits: int, gated: bool, dtype: torch.dtype) -> None:
+    for values in ((16, 16, 256, splits, 2, 3), (64, 32, 128, splits, 4, 4), (64, 64, 64, splits, 4, 4)):
+        checks.check_tile(rows, outputs, size, gated, splits == 1, Tile(*values), dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "ties"), [(1, False), (5, True), (64, False)])
+def test_sampling(rows: int, ties: bool, dtype: torch.dtype) -> None:
+    checks.check_draw(rows, VOCAB_SIZE, dtype, "cuda", ties)
+    checks.check_filters(rows, VOCAB_SIZE, dtype, "cuda", ties)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("rows", [1, 2, 7, 16, 40, 64, 65, 256])
+def test_layers(name: str, rows: int) -> None:
+    """The layers themselves, whatever way they choose, beside PyTorch in float32."""
+    hidden, qkv, heads, inner = SHAPES[name]
+    context = ModelContext({}, torch.bfloat16, torch.device("cuda"), 16)
+    norm = RMSNorm(context, hidden, 1e-6)
+    norm.weight.copy_(checks.random(hidden, dtype=torch.bfloat16, device="cuda", seed=9))
+    x, residual = checks.random(2, rows, hidden, dtype=torch.bfloat16, device="cuda")
+    normed = F.rms_norm((x + residual).float(), (hidden,), norm.weight.float(), 1e-6)
+    for layer in (Linear(context, hidden, {"qkv": qkv}), GatedLinear(context, hidden, {"gate": inner, "up": inner})):
+        filled(layer)
+        y, total = layer.normed(norm, x, residual.clone())
+        checks.close(total, x + residual, torch.bfloat16)
+        checks.close(y, checks.product(normed, layer.weight, None, layer.gate), torch.bfloat16)
+        checks.close(layer(x), checks.product(x.float(), layer.weight, None, layer.gate), torch.bfloat16)
+    for size in (heads, inner):
+        layer = filled(Linear(context, size, {"down": hidden}))
+        x = checks.random(rows, size, dtype=torch.bfloat16, device="cuda")
+        out, total = norm.add(layer.summands(x), residual.clone())
+        expected = (F.linear(x.float(), layer.weight.float()) + residual).to(torch.bfloat16)
+        checks.close(total, expected, torch.bfloat16)
+        checks.close(out, F.rms_norm(expected.float(), (hidden,), norm.weight.float(), 1e-6), torch.bfloat16)
+
+
+def test_head() -> None:
+    context = ModelContext({}, torch.bfloat16, torch.device("cuda"), 16)
+    head = filled(Embedding(context, VOCAB_SIZE, 1024))
+    for rows in (1, 3, 64, 100):
+        x = checks.random(rows, 1024, dtype=torch.bfloat16, device="cuda")
+        checks.close(head.logits(x), F.linear(x.float(), head.weight.float()), torch.bfloat16)
+
+
+def filled(layer: torch.nn.Module) -> torch.nn.Module:
+    layer.weight.copy_(torch.randn_like(layer.weight) / layer.weight.shape[1] ** 0.5)
+    return layer
+
+
+def replayed(function: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """What a captured call of the function gives when it is replayed over poison."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = function()
+    out.fill_(-7)
+    for _ in range(3):
+        graph.replay()
+    return out
+
+
+@pytest.mark.parametrize("rows", [1, 8, 64])
+def test_a_chain_of_kernels_in_a_graph(rows: int) -> None:
+    """Kernels that overlap see what those before them wrote."""
+    context = ModelContext({}, torch.bfloat16, torch.device("cuda"), 16)
+    norms = [RMSNorm(context, 1024, 1e-6) for _ in range(12)]
+    gates = [filled(GatedLinear(context, 1024, {"gate": 3072, "up": 3072})) for _ in norms]
+    downs = [filled(Linear(context, 3072, {"down": 1024})) for _ in norms]
+    for norm in norms:
+        norm.weight.fill_(1)
+    start = checks.random(rows, 1024, dtype=torch.bfloat16, device="cuda")
+
+    def chain() -> torch.Tensor:
+        x, residual = None, start.clone()
+        for norm, gate, down in zip(norms, gates, downs, strict=True):
+            y, residual = gate.normed(norm, x, residual)
+            x = down.summands(y)
+        return norms[0].add(x, residual)[0]
+
+    eager = chain().clone()
+    assert torch.equal(replayed(chain), eager)
+    residual, x = start.float(), 0.0
+    for gate, down in zip(gates, downs, strict=True):
+        residual = residual + x
+        hidden = F.rms_norm(residual, (1024,), None, 1e-6)
+        x = F.linear(checks.product(hidden, gate.weight, None, True), down.weight.float())
+    expected = F.rms_norm(residual + x, (1024,), None, 1e-6)
+    error = (eager.float() - expected).norm() / expected.norm()
+    assert error < 0.05
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_sampling_in_a_graph(rows: int) -> None:
+    logits = checks.random(rows, VOCAB_SIZE, dtype=torch.bfloat16, device="cuda") * 3
+    whole = torch.ones(rows, device="cuda")
+    numbers = torch.arange(rows, device="cuda")
+    filters = Filters(numbers + 20, whole * 0.9, whole * 0.01)
+    for choice in (None, filters):
+        eager = sample(logits, whole * 0.7, numbers, numbers, choice)
+        assert torch.equal(replayed(lambda choice=choice: sample(logits, whole * 0.7, numbers, numbers, choice)), eager)

@@ -1,0 +1,78 @@
+"""The Triton backend in Triton's interpreter against the torch backend. `test_triton.py` runs this file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nanoflow.core.interfaces import NoOptions
+from nanoflow.plugins.attention.triton_paged import TritonAttention
+from tests.plugins.attention.batches import Case, context, errors, fill, projections
+
+MIXES = {
+    "decode": ([1, 300, 16, 5, 0], []),
+    "chunked": ([], [(40, 0), (7, 33), (70, 20)]),
+    "mixed": ([70, 2, 129], [(2, 0), (35, 64)]),
+}
+
+
+def case_of(mix: str, block_size: int, shared: int = 0) -> Case:
+    decodes, chunks = MIXES[mix]
+    return Case.draw(np.random.default_rng(7), block_size, [n for n in decodes if n], chunks, shared)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize(
+    ("group", "head_dim", "block_size"),
+    [(1, 64, 16), (2, 128, 16), (2, 64, 64), (4, 128, 32), (8, 64, 256), (8, 128, 128), (3, 80, 16), (16, 32, 64)],
+)
+def test_against_torch(mix: str, group: int, head_dim: int, block_size: int) -> None:
+    c = context(group, head_dim, block_size)
+    assert max(errors(TritonAttention, NoOptions(), c, case_of(mix, block_size))) < 1e-5
+
+
+def test_float16() -> None:
+    """Not bfloat16, of which the interpreter's `tl.dot` multiplies the bit patterns."""
+    c = context(2, 64, 16, torch.float16)
+    assert max(errors(TritonAttention, NoOptions(), c, case_of("mixed", 16))) < 2e-3
+
+
+def test_shared_blocks() -> None:
+    c = context(2, 64, 16)
+    assert max(errors(TritonAttention, NoOptions(), c, case_of("mixed", 16, shared=3))) < 1e-5
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 3, 8])
+def test_any_number_of_shares(num_kv_heads: int) -> None:
+    """One long sequence over all shares, and many short ones in each."""
+    c = context(2, 32, 16, num_kv_heads=num_kv_heads, num_layers=1)
+    rng = np.random.default_rng(0)
+    for decodes in ([700], [3] * 40, [1, 500, 1, 1, 250]):
+        assert max(errors(TritonAttention, NoOptions(), c, Case.draw(rng, 16, decodes))) < 1e-5
+
+
+def test_empty_rows_are_finite() -> None:
+    """A captured batch is padded with rows of context 0 or 1."""
+    c = context(2, 32, 16, num_layers=1)
+    case = Case.draw(np.random.default_rng(0), 16, [40, 1, 1])
+    backend = TritonAttention(NoOptions(), c)
+    backend.allocate(case.num_blocks)
+    fill(backend, c, case, torch.Generator().manual_seed(0))
+    inputs = case.inputs(16)
+    backend.plan(inputs)
+    query = projections(c, 3, torch.Generator().manual_seed(0))[0]
+    full = backend.attend(0, query).clone()
+    inputs.context_lens_S[1:] = torch.tensor([0, 1], dtype=torch.int32)
+    out = backend.attend(0, query)
+    assert out.isfinite().all()
+    torch.testing.assert_close(out[0], full[0])
+
+
+def test_the_cache_takes_what_it_says() -> None:
+    backend = TritonAttention(NoOptions(), context(2, 32, 16))
+    backend.allocate(7)
+    tensors = [*backend.keys, *backend.values]
+    assert sum(t.nbytes for t in tensors) == 7 * backend.bytes_per_block
+    assert all(t.isfinite().all() for t in tensors)
+    assert {tuple(t.shape) for layer in range(2) for t in backend.cache(layer)} == {(7, 16, 2, 32)}
