@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from nanoflow.core.hookspecs import hookimpl
 from nanoflow.core.interfaces import AttentionBackend, AttentionContext, Component, NoOptions
-from nanoflow.plugins.attention.options import FlashConfig, flash_missing, triton_missing
+from nanoflow.plugins.attention.options import FlashConfig, flash_missing, interpreted, triton_missing
 
 
 @hookimpl
@@ -15,7 +13,7 @@ def nanoflow_attention_backends() -> list[Component]:
     # Decode of 256 sequences: Triton reads 93-94 % of that, FlashAttention-3 87-92 %, the less the smaller the blocks;
     # at 32 sequences 79 and 81 %. Prefill: FlashAttention-3 does 300 to 680 TFLOP/s, Triton 190 to 440. So the best is
     # the mix of both. `auto` never takes Triton's slow interpreter.
-    own = -1 if _interpreted() else 20
+    own = -1 if interpreted() else 20
     return [
         Component("hybrid", build=_hybrid, available=_hybrid_available, supports=_hybrid_supports, priority=30),
         Component("triton", build=_triton, available=triton_missing, supports=_triton_supports, priority=own),
@@ -41,7 +39,7 @@ def _triton(config: NoOptions, context: AttentionContext) -> AttentionBackend:
 def _triton_supports(config: NoOptions, context: AttentionContext) -> str | None:
     from nanoflow.plugins.attention.triton_paged import why_not
 
-    return why_not(context, interpreted=_interpreted())
+    return why_not(context, interpreted=interpreted())
 
 
 def _flash(config: FlashConfig, context: AttentionContext) -> AttentionBackend:
@@ -68,8 +66,3 @@ def _hybrid_available() -> str | None:
 
 def _hybrid_supports(config: NoOptions, context: AttentionContext) -> str | None:
     return _triton_supports(config, context) or _flash_supports(FlashConfig(), context)
-
-
-def _interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter, which Triton decides when it is imported."""
-    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -16,7 +18,7 @@ INSTALL_FLASH = "install FlashAttention-3 (module flash_attn_interface) or flash
 class FlashConfig:
     """Options of `attention=flash`."""
 
-    num_splits: int = option(0, "Parts into which decoding cuts each context; 0: as many as fill the GPU.")
+    num_splits: int = option(0, "parts into which decoding cuts each context; 0: as many as fill the GPU")
 
     def __post_init__(self) -> None:
         require(
@@ -26,9 +28,29 @@ class FlashConfig:
 
 def flash_missing() -> str | None:
     """Why there is no FlashAttention, if so."""
-    return None if any(map(find_spec, FLASH_PACKAGES)) else f"no FlashAttention is installed: {INSTALL_FLASH}"
+    return no_gpu() or (
+        None if any(map(find_spec, FLASH_PACKAGES)) else f"no FlashAttention is installed: {INSTALL_FLASH}"
+    )
 
 
 def triton_missing() -> str | None:
-    """Why there is no Triton, if so."""
-    return None if find_spec("triton") else "the package triton is not installed: pip install triton"
+    """Why Triton's kernels can't run, if so. Its interpreter needs no GPU."""
+    if not find_spec("triton"):
+        return "the package triton is not installed: pip install triton"
+    return None if interpreted() else no_gpu()
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels in its interpreter, which Triton decides when it is imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def no_gpu() -> str | None:
+    """Why there is no GPU, if so. Looks for a driver, since asking torch would take seconds."""
+    for driver in ("libcuda.so.1", "nvcuda.dll", "libamdhip64.so"):
+        try:
+            ctypes.CDLL(driver)
+        except OSError:
+            continue
+        return None
+    return "it needs a GPU, and there is no driver of one on this machine; use attention=torch."

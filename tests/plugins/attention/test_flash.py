@@ -20,10 +20,23 @@ def component(name: str) -> Component:
 
 def test_none_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(options, "find_spec", lambda name: None)
-    for name in ("flash", "hybrid"):
+    monkeypatch.setattr(options, "no_gpu", lambda: None)
+    for name in ("flash", "hybrid", "triton"):
         reason = component(name).available()
         assert reason is not None
         assert "pip install" in reason
+
+
+def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_driver(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(options.ctypes, "CDLL", no_driver)
+    for name in ("flash", "hybrid", "triton"):
+        assert component(name).available() == options.no_gpu()
+    assert "it needs a GPU" in str(options.no_gpu())
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert component("triton").available() is None
 
 
 def test_each_version_comes_from_a_known_package() -> None:
