@@ -57,7 +57,7 @@ class Subject:
 
     def encode(self, prompts: list[Any]) -> list[list[int]]:
         """Token ids of prompts as `LLM.generate` takes them."""
-        return [self.llm._encode(prompt, index)[1] for index, prompt in enumerate(prompts)]
+        return [self.llm.encode(prompt, index)[1] for index, prompt in enumerate(prompts)]
 
     def throughput(self, workload: Workload, rounds: Rounds) -> Result:
         """All requests of `workload` at once."""
@@ -127,7 +127,7 @@ class Subject:
         self, workload: Workload, rounds: Rounds, num_steps: int, path: Path | None = None
     ) -> list[dict[str, Any]]:
         """Events of decode steps, once all prompts are computed; see `trace.record`."""
-        engine = self.llm._open_engine()
+        engine = self.llm.engine
         requests = zip(workload.round(_after(rounds) + (path is not None)), workload.params, strict=True)
         names = []
         try:

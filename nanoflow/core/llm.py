@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from nanoflow.core.build import build_engine
 from nanoflow.core.config import ROLES, Config, EngineConfig, PluginChoice, SamplingParams, field_names
+from nanoflow.core.engine import Engine
 from nanoflow.core.errors import ConfigError, NanoflowError, RequestError, did_you_mean
 from nanoflow.core.registry import AUTO, Registry
 from nanoflow.core.types import EngineStats, RequestOutput
@@ -79,7 +80,7 @@ class LLM:
         prompts = [prompts] if _is_single(prompts) else prompts
         if not isinstance(prompts, list | tuple):
             raise RequestError(f"prompts must be a text, token ids, or a list of these, got {type(prompts).__name__}.")
-        return self._run([self._encode(prompt, i) for i, prompt in enumerate(prompts)], sampling_params, use_tqdm)
+        return self._run([self.encode(prompt, i) for i, prompt in enumerate(prompts)], sampling_params, use_tqdm)
 
     def chat(
         self,
@@ -104,6 +105,34 @@ class LLM:
         rendered = [tokenizer.render_chat(conversation) for conversation in conversations]
         return self._run([(text, tokenizer.encode_chat(text)) for text in rendered], sampling_params, use_tqdm)
 
+    def encode(self, prompt: Prompt, index: int = 0) -> tuple[str | None, list[int]]:
+        """A prompt's text, if it has one, and its token ids.
+
+        Raises:
+            RequestError: it is neither; the message calls it prompt `index`.
+        """
+        text, token_ids = prompt, prompt
+        if isinstance(prompt, dict):
+            text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        if isinstance(text, str):
+            return text, self._tokenizer("a prompt in words needs").encode(text)
+        if not isinstance(token_ids, list | tuple) or not all(
+            isinstance(token_id, int) and not isinstance(token_id, bool) for token_id in token_ids
+        ):
+            raise RequestError(f"Prompt {index} must be a text or a list of token ids, got {prompt!r:.60}.")
+        return None, list(token_ids)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine below, for those who want to step it themselves.
+
+        Raises:
+            NanoflowError: the LLM was closed.
+        """
+        if self._closed:
+            raise NanoflowError("This LLM was closed; make a new one.")
+        return self._engine
+
     def describe(self) -> dict[str, str]:
         """What the engine is made of: checkpoint, the plugin of each role, device and dtype."""
         return dict(self._description)
@@ -111,7 +140,7 @@ class LLM:
     @property
     def stats(self) -> EngineStats:
         """Counts since the engine was built."""
-        return replace(self._open_engine().stats)
+        return replace(self.engine.stats)
 
     def close(self) -> None:
         """Let go of the model and the KV cache; the object can't generate any more. May be called twice."""
@@ -131,7 +160,7 @@ class LLM:
         sampling_params: SamplingParams | list[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
-        engine = self._open_engine()
+        engine = self.engine
         params = _params_for(sampling_params, len(prompts))
         for index, ((_, token_ids), param) in enumerate(zip(prompts, params, strict=True)):
             with _naming_prompt(index, len(prompts)):
@@ -152,29 +181,11 @@ class LLM:
                 engine.abort(request_id)
         return [outputs[index] for index in range(len(prompts))]
 
-    def _encode(self, prompt: Prompt, index: int) -> tuple[str | None, list[int]]:
-        """A prompt's text, if it has one, and its token ids."""
-        text, token_ids = prompt, prompt
-        if isinstance(prompt, dict):
-            text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
-        if isinstance(text, str):
-            return text, self._tokenizer("a prompt in words needs").encode(text)
-        if not isinstance(token_ids, list | tuple) or not all(
-            isinstance(token_id, int) and not isinstance(token_id, bool) for token_id in token_ids
-        ):
-            raise RequestError(f"Prompt {index} must be a text or a list of token ids, got {prompt!r:.60}.")
-        return None, list(token_ids)
-
     def _tokenizer(self, wish: str) -> Any:
-        tokenizer = self._open_engine().tokenizer
+        tokenizer = self.engine.tokenizer
         if tokenizer is None:
             raise RequestError(f"The checkpoint has no tokenizer, which {wish}; give the prompt as token ids.")
         return tokenizer
-
-    def _open_engine(self) -> Any:
-        if self._closed:
-            raise NanoflowError("This LLM was closed; make a new one.")
-        return self._engine
 
 
 class Progress:
