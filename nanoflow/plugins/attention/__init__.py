@@ -65,4 +65,4 @@ def _hybrid_available() -> str | None:
 
 
 def _hybrid_supports(config: NoOptions, context: AttentionContext) -> str | None:
-    return _triton_supports(config, context) or _flash_supports(FlashConfig(), context)
+    return _flash_supports(FlashConfig(), context) or _triton_supports(config, context)

@@ -31,6 +31,7 @@ def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     def no_driver(name: str) -> None:
         raise OSError(name)
 
+    monkeypatch.setattr(options, "find_spec", lambda name: object())
     monkeypatch.setattr(options.ctypes, "CDLL", no_driver)
     for name in ("flash", "hybrid", "triton"):
         assert component(name).available() == options.no_gpu()
