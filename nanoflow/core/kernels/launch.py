@@ -1,9 +1,11 @@
 """Programmatic dependent launch: a kernel may start while the one before it in the stream is still running.
 
 A kernel launched with `overlap(x)` calls `begin(PDL)`, and before that it reads nothing but parameters of the model and
-writes nothing. `begin` allows the next one to start at once, and then waits until the one before has completed and its
-writes can be seen. So the time between two kernels, and the first loads of weights, hide behind the earlier one. On
-GPUs before Hopper, and under Triton's interpreter, kernels run one after the other.
+writes nothing. `begin` waits until the kernel before has completed and its writes can be seen, and then allows the next
+one to start. So the time between two kernels, and the first loads of weights, hide behind the earlier one, and no more
+than two kernels are ever on the way. (One that let the next start before its own wait could bring three together, which
+kernels of libraries such as cuBLAS and FlashAttention don't expect.) On GPUs before Hopper, and under Triton's
+interpreter, kernels run one after the other.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 @triton.jit
 def begin(PDL: tl.constexpr):
-    """Let the next kernel start, and wait for the one before."""
+    """Wait for the kernel before, and let the next one start."""
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()

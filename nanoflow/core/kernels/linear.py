@@ -185,14 +185,11 @@ def _vector(
     column = tl.arange(0, COLUMNS)
     weights = weight_ptr + row.to(tl.int64)[:, None] * stride + column[None, :]
     second_half = num_outputs.to(tl.int64) * stride
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
     inside = exists & (column < size)[None, :]
     weight = tl.load(weights, mask=inside, other=0.0)  # in flight while the kernel before ends
     if GATE:
         up_weight = tl.load(weights + second_half, mask=inside, other=0.0)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
+    begin(PDL)
     dtype = y_ptr.dtype.element_ty
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     up_sums = tl.zeros((ROWS, COLUMNS), tl.float32)
