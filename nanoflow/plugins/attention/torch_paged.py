@@ -18,7 +18,7 @@ from nanoflow.core.types import AttentionInput
 # A gathered tensor of more bytes falls out of a CPU's caches, and its memory is mapped afresh at every call.
 GROUP_BYTES = 2**20
 # Padding tokens that cost about as much as a group of its own.
-PADDING_TOKENS = 256
+PADDING_TOKENS = 512
 
 
 @dataclass(slots=True)
