@@ -50,7 +50,8 @@ def summary(report: Report) -> None:
     """Print what ran, and how fast."""
     engine(report.made_of)
     print(
-        f"{report.requests} {'prompt' if report.requests == 1 else 'prompts'}, {report.prompt_tokens} + {report.output_tokens} tokens in {report.seconds:.2f} s: "
+        f"{report.requests} {'prompt' if report.requests == 1 else 'prompts'}, "
+        f"{report.prompt_tokens} + {report.output_tokens} tokens in {report.seconds:.2f} s: "
         f"prompt {report.prompt_rate:,.0f} tok/s, output {report.output_rate:,.0f} tok/s, "
         f"TTFT {1000 * report.ttft:.0f} ms, prefix-cache hits {report.hit_rate:.0f}%, "
         f"preemptions {report.preemptions}"
