@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from nanoflow.core import checkpoint, memory
-from nanoflow.core.config import Config, SchedulerConfig
+from nanoflow.core.config import Config
 from nanoflow.core.engine import Engine
 from nanoflow.core.errors import CheckpointError, ConfigError
 from nanoflow.core.graphs import default_sizes
@@ -61,7 +61,10 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
     )
     attention_entry, attention_options = registry.resolve("attention", config.attention, attention_context)
 
-    def build_runner(limits: SchedulerConfig) -> ModelRunner:
+    scheduler_entry, limits = registry.resolve("scheduler", config.scheduler)
+    blocks_entry, blocks_options = registry.resolve("block_manager", config.block_manager)
+
+    def build_runner() -> ModelRunner:
         """The loaded model with an attention backend of its own, whose cache is yet to be allocated."""
         attention: AttentionBackend = attention_entry.component.build(attention_options, attention_context)
         return ModelRunner(
@@ -73,16 +76,14 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
             max_model_len=max_model_len,
         )
 
-    scheduler_entry, limits = registry.resolve("scheduler", config.scheduler)
-    blocks_entry, blocks_options = registry.resolve("block_manager", config.block_manager)
-    runner = build_runner(limits)
-    reserved = memory.measure_step(build_runner(limits), limits, max_model_len) if device.type == "cuda" else 0
+    runner = build_runner()
+    reserved = memory.measure_step(build_runner(), limits, max_model_len) if device.type == "cuda" else 0
     num_blocks = memory.pick_num_blocks(options, runner.attention.bytes_per_block, device, reserved)
     try:
         # The last block is nobody's: padding rows of captured steps write there.
         runner.attention.allocate(num_blocks + 1)
     except (MemoryError, torch.OutOfMemoryError):
-        size = num_blocks * runner.attention.bytes_per_block / 2**30
+        size = num_blocks * runner.attention.bytes_per_block / memory.GIB
         raise ConfigError(
             f"There is no memory for a KV cache of {num_blocks} blocks ({size:.1f} GiB); lower engine.num_kv_blocks."
         ) from None

@@ -193,5 +193,5 @@ class Engine:
         num_decodes = batch.num_decodes
         self._stats.num_steps += 1
         self._stats.num_decode_tokens += num_decodes
-        self._stats.num_prefill_tokens += sum(batch.num_tokens) - num_decodes
+        self._stats.num_prefill_tokens += batch.total_tokens - num_decodes
         self._stats.num_preemptions += len(batch.preempted)

@@ -74,11 +74,6 @@ class DecodeGraphs:
         for size in reversed(sizes):  # the largest first: the others fit into its memory
             self.captures[size] = self._capture(size, pool)
 
-    @property
-    def max_size(self) -> int:
-        """The largest batch that can be replayed."""
-        return self.sizes[-1]
-
     def set_blocks(self, row: int, start: int, blocks: list[int]) -> None:
         """Note that entries of the row's block table from `start` on are now `blocks`."""
         self.pending.append((row, start, blocks))

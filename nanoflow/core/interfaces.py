@@ -88,6 +88,12 @@ class AttentionContext:
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes of keys and values of one block over all layers, in `dtype` and without anything beside them."""
+        numbers = 2 * self.num_layers * self.block_size * self.num_kv_heads * self.head_dim
+        return numbers * self.dtype.itemsize
+
 
 @dataclass(frozen=True)
 class BlockManagerContext:

@@ -148,10 +148,11 @@ class ModelRunner:
         if self.params_changed:
             graphs.set_params(self.temperature, self.seed)
             self.params_changed = False
-        capture = graphs.replay(rows, np.array(batch.starts))
-        inputs = self._sampling_input(batch, np.arange(len(rows)), rows)
-        if self.plain[rows].all() and not inputs.forbidden:
+        starts = np.array(batch.starts)
+        capture = graphs.replay(rows, starts)
+        if self.plain[rows].all() and (starts + 1 >= self.min_len[rows]).all():
             return capture.tokens_S[: len(rows)]
+        inputs = self._sampling_input(batch, np.arange(len(rows)), rows)
         tokens_S = self.sampler(capture.logits_SV[: len(rows)], inputs)
         self.last_token[self._to_device(rows)] = tokens_S
         return tokens_S

@@ -30,8 +30,7 @@ class PagedAttention(AttentionBackend):
 
     @property
     def bytes_per_block(self) -> int:
-        c = self.context
-        return 2 * c.num_layers * c.block_size * c.num_kv_heads * c.head_dim * c.dtype.itemsize
+        return self.context.bytes_per_block
 
     def allocate(self, num_blocks: int) -> None:
         c = self.context

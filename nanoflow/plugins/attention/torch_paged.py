@@ -44,7 +44,7 @@ class TorchAttention(AttentionBackend):
 
     def __init__(self, config: NoOptions, context: AttentionContext) -> None:
         self.context = context
-        self.num_groups = context.num_heads // context.num_kv_heads  # R, query heads of a KV head
+        self.heads_per_kv_head = context.num_heads // context.num_kv_heads  # R, query heads of a KV head
         bytes_per_token = context.num_kv_heads * context.head_dim * context.dtype.itemsize
         self.max_tokens = GROUP_BYTES // bytes_per_token
         self.slots_T: torch.Tensor
@@ -57,8 +57,7 @@ class TorchAttention(AttentionBackend):
 
     @property
     def bytes_per_block(self) -> int:
-        c = self.context
-        return 2 * c.num_layers * c.block_size * c.num_kv_heads * c.head_dim * c.dtype.itemsize
+        return self.context.bytes_per_block
 
     def allocate(self, num_blocks: int) -> None:
         c = self.context
@@ -102,7 +101,7 @@ class TorchAttention(AttentionBackend):
 
         The query heads of a KV head are laid out as further queries, so that keys and values are not repeated.
         """
-        c, R = self.context, self.num_groups
+        c, R = self.context, self.heads_per_kv_head
         query = query_TNH.view(group.size, -1, c.num_kv_heads, R, c.head_dim)
         num_queries = query.shape[1]
         query = query.permute(0, 2, 3, 1, 4).reshape(group.size, c.num_kv_heads, R * num_queries, c.head_dim)
@@ -130,7 +129,7 @@ class TorchAttention(AttentionBackend):
             hidden_GQL = np.arange(context_len) > last_key_GQ[:, :, None]
             bias = torch.zeros(hidden_GQL.shape, dtype=c.dtype)
             bias = bias.masked_fill_(torch.from_numpy(hidden_GQL), -torch.inf)
-            bias = bias.to(c.device).repeat(1, self.num_groups, 1).unsqueeze(1)
+            bias = bias.to(c.device).repeat(1, self.heads_per_kv_head, 1).unsqueeze(1)
         return Group(
             size=len(rows_G),
             context_len=context_len,
