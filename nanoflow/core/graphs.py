@@ -31,12 +31,14 @@ class Capture:
 
     Attributes:
         inputs_2S: int64; rows, and the positions of their newest tokens.
+        inputs: what the attention backend planned with; kept, since the graph writes to its tensors.
         logits_SV: for rows that need more than a plain draw.
         tokens_S: int64; the plain draw, also written to `last_token`.
     """
 
     graph: torch.cuda.CUDAGraph
     inputs_2S: torch.Tensor
+    inputs: AttentionInput
     logits_SV: torch.Tensor
     tokens_S: torch.Tensor
 
@@ -127,7 +129,7 @@ class DecodeGraphs:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             logits_SV, tokens_S = self._step(inputs_2S, inputs)
-        return Capture(graph, inputs_2S, logits_SV, tokens_S)
+        return Capture(graph, inputs_2S, inputs, logits_SV, tokens_S)
 
     def _step(self, inputs_2S: torch.Tensor, inputs: AttentionInput) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [S, V] and tokens [S] of one decode step; fills `inputs`, which the backend has planned with."""
