@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 
-from nanoflow.core import checkpoint, memory
-from nanoflow.core.config import Config
+from nanoflow.core import checkpoint, graphs, memory
+from nanoflow.core.config import Config, EngineConfig, SchedulerConfig
 from nanoflow.core.engine import Engine
 from nanoflow.core.errors import CheckpointError, ConfigError
-from nanoflow.core.graphs import default_sizes
 from nanoflow.core.interfaces import (
     AttentionBackend,
     AttentionContext,
@@ -64,9 +63,10 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
     scheduler_entry, limits = registry.resolve("scheduler", config.scheduler)
     blocks_entry, blocks_options = registry.resolve("block_manager", config.block_manager)
 
-    def build_runner() -> ModelRunner:
-        """The loaded model with an attention backend of its own, whose cache is yet to be allocated."""
-        attention: AttentionBackend = attention_entry.component.build(attention_options, attention_context)
+    def build_attention() -> AttentionBackend:
+        return attention_entry.component.build(attention_options, attention_context)
+
+    def build_runner(attention: AttentionBackend, padding_block: int) -> ModelRunner:
         return ModelRunner(
             model,
             attention,
@@ -74,22 +74,27 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
             block_size=options.block_size,
             max_num_seqs=limits.max_num_seqs,
             max_model_len=max_model_len,
+            padding_block=padding_block,
         )
 
-    runner = build_runner()
-    reserved = memory.measure_step(build_runner(), limits, max_model_len) if device.type == "cuda" else 0
-    num_blocks = memory.pick_num_blocks(options, runner.attention.bytes_per_block, device, reserved)
+    attention = build_attention()
+    decodes, tokens = graphs_to_capture(options, limits, attention, device)
+    reserved = 0
+    if device.type == "cuda":
+        step_bytes = memory.measure_step(build_runner(build_attention(), 0), limits, max_model_len)
+        rows = graphs.num_rows(decodes, tokens, limits.max_num_seqs)
+        reserved = step_bytes + memory.graph_bytes(step_bytes, rows, model.vocab_size, dtype)
+    num_blocks = memory.pick_num_blocks(options, attention.bytes_per_block, device, reserved)
     try:
-        # The last block is nobody's: padding rows of captured steps write there.
-        runner.attention.allocate(num_blocks + 1)
+        attention.allocate(num_blocks + 1)  # the last block is nobody's
     except (MemoryError, torch.OutOfMemoryError):
-        size = num_blocks * runner.attention.bytes_per_block / memory.GIB
+        size = num_blocks * attention.bytes_per_block / memory.GIB
         raise ConfigError(
             f"There is no memory for a KV cache of {num_blocks} blocks ({size:.1f} GiB); lower engine.num_kv_blocks."
         ) from None
-    if device.type == "cuda" and runner.attention.capturable and not options.enforce_eager:
-        sizes = options.graph_sizes or default_sizes(limits.max_num_seqs)
-        runner.capture(sorted({*sizes, limits.max_num_seqs}), padding_block=num_blocks)
+    runner = build_runner(attention, padding_block=num_blocks)
+    if decodes:
+        runner.capture(decodes, tokens)
     block_manager = blocks_entry.component.build(blocks_options, BlockManagerContext(num_blocks, options.block_size))
     scheduler = scheduler_entry.component.build(limits, SchedulerContext(block_manager, max_model_len))
 
@@ -118,6 +123,20 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
         "device": device_name(device),
         "dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def graphs_to_capture(
+    options: EngineConfig, limits: SchedulerConfig, attention: AttentionBackend, device: torch.device
+) -> tuple[list[int], list[int]]:
+    """Batch sizes of decode steps and token counts of other steps to capture, rising; both empty for no graphs."""
+    if device.type != "cuda" or not attention.capturable or options.enforce_eager:
+        return [], []
+    decodes = options.graph_sizes or graphs.decode_sizes(limits.max_num_seqs)
+    decodes = sorted({*(size for size in decodes if size < limits.max_num_seqs), limits.max_num_seqs})
+    tokens = options.graph_tokens
+    if tokens is None:
+        tokens = graphs.token_sizes(limits.max_num_batched_tokens)
+    return decodes, sorted(set(tokens)) if attention.capturable_chunks else []
 
 
 class HFConfig(dict[str, Any]):

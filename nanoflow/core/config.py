@@ -104,8 +104,11 @@ class EngineConfig:
     kv_cache_gib: float | None = option(None, "size of the KV cache in GiB; null: from the memory there is")
     gpu_memory_utilization: float = option(0.9, "share of the GPU's memory that this engine may use, in (0, 1]")
     load_format: str = option("auto", "auto: the checkpoint's weights | dummy: random ones, config.json is enough")
-    enforce_eager: bool = option(False, "run decode steps kernel by kernel instead of as CUDA graphs")
-    graph_sizes: list[int] | None = option(None, "batch sizes to capture as CUDA graphs; null: up to max_num_seqs")
+    enforce_eager: bool = option(False, "run steps kernel by kernel instead of as CUDA graphs")
+    graph_sizes: list[int] | None = option(None, "batch sizes to capture decode steps for; null: up to max_num_seqs")
+    graph_tokens: list[int] | None = option(
+        None, "token counts to capture steps with prefill for, [] for none; null: up to 4096"
+    )
     overlap: bool | None = option(None, "schedule the next step while one runs; null: on a GPU")
 
     def __post_init__(self) -> None:
@@ -132,6 +135,10 @@ class EngineConfig:
         require(
             self.graph_sizes != [] and _list_of(self.graph_sizes, lambda size: is_int(size) and size >= 1),
             "engine.graph_sizes", self.graph_sizes, "a list of integers >= 1, or null",
+        )  # fmt: skip
+        require(
+            _list_of(self.graph_tokens, lambda size: is_int(size) and size >= 1),
+            "engine.graph_tokens", self.graph_tokens, "a list of integers >= 1, or null",
         )  # fmt: skip
         require(
             self.overlap is None or isinstance(self.overlap, bool),

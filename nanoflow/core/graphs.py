@@ -1,9 +1,9 @@
-"""Decode steps as CUDA graphs: one a batch-size bucket, from the rows' last tokens to their next ones.
+"""Steps as CUDA graphs: from the rows' last tokens to their next ones in one launch.
 
-A captured step reads and writes fixed addresses, so what it needs lives on the device, by row: block tables, sampling
-parameters, last tokens. The host says which rows decode, and at which positions; the sampler leaves each row's token
-where the next step's input is read. So a whole step is one launch, and the host need not know the tokens to submit the
-next one.
+A captured step reads and writes fixed addresses, so what it needs lies on the device: the step's arrays in a buffer,
+the rest by row. The sampler leaves each row's token where the next step's input is read, so the host need not know the
+tokens to submit the next step. There are graphs for some numbers of decoding sequences, and for some numbers of tokens
+in steps with prefill chunks; a step takes the smallest that it fits into, and pads.
 """
 
 from __future__ import annotations
@@ -16,130 +16,183 @@ import torch
 
 from nanoflow.core.interfaces import AttentionBackend, ModelArch
 from nanoflow.core.sampler import sample
+from nanoflow.core.step import StepBuffer, StepInput
 from nanoflow.core.types import AttentionInput
 
+MOST_TOKENS = 4096  # from about here on the device needs longer than the host does to launch a step's kernels
 
-def default_sizes(max_num_seqs: int) -> list[int]:
-    """Batch sizes to capture: fine where a padded row costs most, up to `max_num_seqs`."""
+
+def decode_sizes(max_num_seqs: int) -> list[int]:
+    """Batch sizes to capture decode steps for: fine where a padded row costs most, up to `max_num_seqs`."""
     sizes = [1, 2, 4, 8, *range(16, 129, 16), *range(160, 257, 32), *range(320, 1025, 64)]
     return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
 
 
-@dataclass(slots=True)
-class Capture:
-    """One captured step of S rows and its fixed tensors.
+def token_sizes(max_num_batched_tokens: int) -> list[int]:
+    """Token counts to capture steps with prefill for, at most a third apart from 64 on."""
+    most = min(max_num_batched_tokens, MOST_TOKENS)
+    sizes = [16, 32, 64, 96, *range(128, 512, 64), *range(512, 1024, 128), *range(1024, MOST_TOKENS, 256)]
+    return [size for size in sizes if size < most] + [most]
+
+
+def most_seqs(num_tokens: int, max_num_seqs: int) -> int:
+    """Sequences in a captured step of so many tokens, one for padding included."""
+    return min(num_tokens, max_num_seqs) + 1
+
+
+def num_rows(decodes: list[int], tokens: list[int], max_num_seqs: int) -> int:
+    """Rows of logits that the graphs for these sizes hold together."""
+    return sum(decodes) + sum(most_seqs(size, max_num_seqs) for size in tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class RowState:
+    """What is kept on the device for R rows, the last of which is for padding.
 
     Attributes:
-        inputs_2S: int64; rows, and the positions of their newest tokens.
-        inputs: what the attention backend planned with; kept, since the graph writes to its tensors.
+        block_tables_RB: int32.
+        last_token_R: int64; what each row sampled last; a step writes it.
+        temperature_R: float32; 0 is greedy.
+        seed_R: int64; any 64 bits.
+    """
+
+    block_tables_RB: torch.Tensor
+    last_token_R: torch.Tensor
+    temperature_R: torch.Tensor
+    seed_R: torch.Tensor
+
+
+@dataclass(slots=True)
+class Capture:
+    """One captured step and its fixed tensors.
+
+    Attributes:
+        graph: what is replayed.
+        buffer: the step's arrays.
+        inputs: what the attention backend planned with; the graph writes to its block tables.
         logits_SV: for rows that need more than a plain draw.
-        tokens_S: int64; the plain draw, also written to `last_token`.
+        tokens_S: int64; the plain draw, also written to `RowState.last_token_R`.
     """
 
     graph: torch.cuda.CUDAGraph
-    inputs_2S: torch.Tensor
+    buffer: StepBuffer
     inputs: AttentionInput
     logits_SV: torch.Tensor
     tokens_S: torch.Tensor
 
 
-class DecodeGraphs:
-    """Captures decode steps when it is made, and replays the smallest that a batch fits into.
+class StepGraphs:
+    """Captures steps when it is made, and replays them.
 
     Args:
         model, attention: as in `ModelRunner`; the backend is `capturable`, and its cache has one block more than the
-            block manager hands out, the last, where padding rows write.
-        last_token: int64, one entry more than there are rows: the last is the padding row's.
-        max_blocks: longest block table.
+            block manager hands out, the last, where padding goes.
+        rows: the state that steps read and write.
         block_size: P.
-        padding_block: id of the block that padding rows write to.
-        sizes: batch sizes to capture, rising.
+        decodes: batch sizes to capture decode steps for, rising.
+        tokens: token counts to capture all other steps for, rising; none for a backend that isn't `capturable_chunks`.
     """
 
     def __init__(
-        self, model: ModelArch, attention: AttentionBackend, last_token: torch.Tensor, *, max_blocks: int,
-        block_size: int, padding_block: int, sizes: list[int],
+        self, model: ModelArch, attention: AttentionBackend, rows: RowState, *, block_size: int, decodes: list[int],
+        tokens: list[int],
     ) -> None:  # fmt: skip
         self.model = model
         self.attention = attention
-        self.last_token = last_token
+        self.rows = rows
         self.block_size = block_size
-        self.padding_row = len(last_token) - 1
-        self.sizes = sizes
-        place = {"device": last_token.device}
-        self.block_tables = torch.full((len(last_token), max_blocks), padding_block, dtype=torch.int32, **place)
-        self.temperature = torch.zeros(len(last_token), dtype=torch.float32, **place)
-        self.seed = torch.zeros(len(last_token), dtype=torch.int64, **place)
-        self.pending: list[tuple[int, int, list[int]]] = []
-        self.captures: dict[int, Capture] = {}
+        self.max_num_seqs = len(rows.last_token_R) - 1
+        self.decodes = decodes
+        self.tokens = tokens
         pool = torch.cuda.graph_pool_handle()
-        for size in reversed(sizes):  # the largest first: the others fit into its memory
-            self.captures[size] = self._capture(size, pool)
+        # The largest first: the others fit into its memory.
+        self.of_tokens = {
+            size: self._capture(size, most_seqs(size, self.max_num_seqs), pool, settled=False)
+            for size in reversed(tokens)
+        }
+        self.of_decodes = {size: self._capture(size, size, pool, settled=True) for size in reversed(decodes)}
 
-    def set_blocks(self, row: int, start: int, blocks: list[int]) -> None:
-        """Note that entries of the row's block table from `start` on are now `blocks`."""
-        self.pending.append((row, start, blocks))
+    def find(self, num_tokens: int, num_seqs: int, *, settled: bool) -> Capture | None:
+        """The graph for such a step, if there is one; `settled` as in `AttentionInput`."""
+        if settled:
+            return self.of_decodes[self.decodes[bisect_left(self.decodes, num_seqs)]]
+        index = bisect_left(self.tokens, num_tokens)
+        if index == len(self.tokens):
+            return None
+        size = self.tokens[index]
+        padding = size - num_tokens
+        if padding > self.rows.block_tables_RB.shape[1] * self.block_size:
+            return None  # more than a sequence may have
+        return self.of_tokens[size] if num_seqs + (padding > 0) <= most_seqs(size, self.max_num_seqs) else None
 
-    def set_params(self, temperature: np.ndarray, seed: np.ndarray) -> None:
-        """Take the rows' sampling parameters, all of them."""
-        self.temperature[:-1].copy_(torch.from_numpy(temperature).pin_memory(), non_blocking=True)
-        self.seed[:-1].copy_(torch.from_numpy(seed).pin_memory(), non_blocking=True)
-
-    def replay(self, rows_S: np.ndarray, positions_S: np.ndarray) -> Capture:
-        """Run a step; the first S entries of the result's tensors are those rows', until the next replay."""
-        self._write_blocks()
-        capture = self.captures[self.sizes[bisect_left(self.sizes, len(rows_S))]]
-        inputs = torch.zeros(capture.inputs_2S.shape, dtype=torch.int64, pin_memory=True)
-        filled = inputs.numpy()
-        filled[0, : len(rows_S)], filled[0, len(rows_S) :] = rows_S, self.padding_row
-        filled[1, : len(rows_S)] = positions_S
-        capture.inputs_2S.copy_(inputs, non_blocking=True)
+    def replay(self, capture: Capture, step: StepBuffer) -> None:
+        """Run the step, whose arrays lie in pinned memory. Its results are valid until the next replay of any graph."""
+        capture.buffer.memory.copy_(step.memory, non_blocking=True)
         capture.graph.replay()
-        return capture
 
-    def _write_blocks(self) -> None:
-        if not self.pending:
-            return
-        width = self.block_tables.shape[1]
-        places = np.concatenate([row * width + start + np.arange(len(blocks)) for row, start, blocks in self.pending])
-        blocks = np.concatenate([blocks for _, _, blocks in self.pending])
-        update = torch.from_numpy(np.stack((places, blocks))).pin_memory().to(self.last_token.device, non_blocking=True)
-        self.block_tables.view(-1).index_copy_(0, update[0], update[1].to(torch.int32))
-        self.pending.clear()
-
-    def _capture(self, size: int, pool: tuple[int, int]) -> Capture:
-        device, width = self.last_token.device, self.block_tables.shape[1]
-        inputs_2S = torch.zeros(2, size, dtype=torch.int64, device=device)
-        inputs_2S[0] = self.padding_row
+    def _capture(self, num_tokens: int, num_seqs: int, pool: tuple[int, int], *, settled: bool) -> Capture:
+        device, width = self.rows.last_token_R.device, self.rows.block_tables_RB.shape[1]
+        buffer = StepBuffer(num_tokens, num_seqs, device)
+        step = buffer.tensors
+        buffer.memory.copy_(self._padding(num_tokens, num_seqs, settled=settled).memory)
         inputs = AttentionInput(
-            slot_mapping_T=torch.zeros(size, dtype=torch.int64, device=device),
-            query_start_S1=torch.arange(size + 1, dtype=torch.int32, device=device),
-            context_lens_S=torch.ones(size, dtype=torch.int32, device=device),
-            block_tables_SB=torch.zeros(size, width, dtype=torch.int32, device=device),
-            query_lens=np.ones(size, np.int64),
-            context_lens=np.full(size, width * self.block_size),
-            num_decodes=size,
+            slot_mapping_T=step.slots_T,
+            query_start_S1=step.query_start_S1,
+            context_lens_S=step.context_lens_S,
+            block_tables_SB=self.rows.block_tables_RB[step.rows_S],
+            query_lens=np.full(num_seqs, 1 if settled else num_tokens),
+            context_lens=np.full(num_seqs, width * self.block_size),
+            num_decodes=num_seqs if settled else 0,
+            settled=settled,
         )
-        self.attention.plan(inputs)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._step(inputs_2S, inputs)  # compiles kernels and sizes workspaces, which a capture can't
+            self._step(step, inputs)  # compiles kernels and sizes workspaces, which a capture can't
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
-            logits_SV, tokens_S = self._step(inputs_2S, inputs)
-        return Capture(graph, inputs_2S, inputs, logits_SV, tokens_S)
+            logits_SV, tokens_S = self._step(step, inputs)
+        return Capture(graph, buffer, inputs, logits_SV, tokens_S)
 
-    def _step(self, inputs_2S: torch.Tensor, inputs: AttentionInput) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [S, V] and tokens [S] of one decode step; fills `inputs`, which the backend has planned with."""
-        rows, positions = inputs_2S
-        torch.index_select(self.block_tables, 0, rows, out=inputs.block_tables_SB)
-        blocks = inputs.block_tables_SB.gather(1, (positions // self.block_size).unsqueeze(1)).squeeze(1)
-        inputs.slot_mapping_T.copy_(blocks * self.block_size + positions % self.block_size)
-        inputs.context_lens_S.copy_(positions + 1)
-        hidden_SD = self.model.forward(self.last_token[rows], positions, self.attention)
-        logits_SV = self.model.compute_logits(hidden_SD)
-        tokens_S = sample(logits_SV, self.temperature[rows], self.seed[rows], positions + 1)
-        self.last_token[rows] = tokens_S
+    def _padding(self, num_tokens: int, num_seqs: int, *, settled: bool) -> StepBuffer:
+        """A step of nothing but padding, to capture with."""
+        host = StepBuffer(num_tokens, num_seqs, torch.device("cpu"))
+        step = host.arrays
+        step.token_ids_T[:] = step.positions_T[:] = step.query_start_S1[:] = 0
+        step.slots_T[:] = int(self.rows.block_tables_RB[-1, 0]) * self.block_size
+        step.rows_S[:] = step.targets_S[:] = self.max_num_seqs
+        step.query_start_S1[1:] = np.arange(1, num_seqs + 1) if settled else 1
+        step.context_lens_S[:] = 1
+        return host
+
+    def _step(self, step: StepInput, inputs: AttentionInput) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [S, V] and tokens [S] of one step."""
+        rows = self.rows
+        ids_T, temperature_S, seed_S = gather_rows(rows, step, self.block_size, inputs.block_tables_SB)
+        self.attention.plan(inputs)
+        hidden = self.model.forward(ids_T, step.positions_T, self.attention)
+        if not inputs.settled:
+            hidden = hidden[step.query_start_S1[1:] - 1]
+        logits_SV = self.model.compute_logits(hidden)
+        tokens_S = sample(logits_SV, temperature_S, seed_S, step.context_lens_S)
+        rows.last_token_R[step.targets_S] = tokens_S
         return logits_SV, tokens_S
+
+
+def gather_rows(
+    rows: RowState, step: StepInput, block_size: int, block_tables_SB: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the rows of a step hold: its token ids [T], temperatures [S] and seeds [S]; fills its block tables."""
+    if step.rows_S.is_cuda:
+        from nanoflow.core.kernels import rows as kernel
+
+        return kernel.gather_rows(
+            step.token_ids_T, rows.last_token_R, step.rows_S, step.context_lens_S, rows.block_tables_RB,
+            rows.temperature_R, rows.seed_R, block_size, block_tables_SB,
+        )  # fmt: skip
+    block_tables_SB.copy_(rows.block_tables_RB[step.rows_S, : block_tables_SB.shape[1]])
+    known_T = step.token_ids_T >= 0
+    sampled_T = rows.last_token_R[torch.where(known_T, 0, -1 - step.token_ids_T)]
+    ids_T = torch.where(known_T, step.token_ids_T, sampled_T)
+    return ids_T, rows.temperature_R[step.rows_S], rows.seed_R[step.rows_S]

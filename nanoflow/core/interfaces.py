@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nanoflow.core.types import AttentionInput, Batch, Sequence
+from nanoflow.core.types import AttentionInput, Batch, Projection, Sequence
 
 if TYPE_CHECKING:
     import torch
@@ -222,12 +222,14 @@ class AttentionBackend(ABC):
     """Stores keys and values in a paged cache of its own layout, and attends over it.
 
     Attributes:
-        capturable: whether a decode step may be captured in a CUDA graph: `plan` is then called once, before the
-            capture, for tensors whose content changes between replays. What it decides from `AttentionInput`'s host
-            arrays, which hold the longest contexts there can be, must be right for any shorter ones.
+        capturable: whether steps in which every sequence decodes may be captured in a CUDA graph. `plan` is then called
+            within the capture, for tensors whose content changes from replay to replay: what it works out on the device
+            is captured too, and what it decides on the host must be right for whatever the tensors may hold.
+        capturable_chunks: whether all other steps may, too.
     """
 
     capturable: bool = False
+    capturable_chunks: bool = False
 
     @property
     @abstractmethod
@@ -240,7 +242,11 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def plan(self, inputs: AttentionInput) -> None:
-        """Prepare for one step; called once before its layers. What depends on the batch alone is worked out here."""
+        """Prepare for one step; called once before its layers. What depends on the batch alone is worked out here.
+
+        Device work must be done when the first layer's `attend` starts, so a kernel launched here must not overlap with
+        those of the layers.
+        """
 
     @abstractmethod
     def cache(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -263,6 +269,13 @@ class AttentionBackend(ABC):
         slots, size = self.slot_mapping_T, self.cache(layer)[0].shape[1]
         for cache, new in zip(self.cache(layer), (key_TKH, value_TKH), strict=True):
             cache[slots // size, slots % size] = new
+
+    def project_and_attend(self, layer: int, projection: Projection) -> torch.Tensor | None:
+        """Norm, rotate, `store` and `attend` in one, [T, N, H]; None where there is no such way for the planned step.
+
+        Only a step that is `AttentionInput.settled` may do it sequence by sequence.
+        """
+        return None
 
     def forward(
         self, layer: int, query_TNH: torch.Tensor, key_TKH: torch.Tensor, value_TKH: torch.Tensor

@@ -13,7 +13,7 @@ from nanoflow.core.types import Batch, Sequence
 
 GIB = 2**30
 CPU_KV_CACHE_BYTES = 2 * GIB
-GRAPH_BYTES = GIB // 4  # what captured steps take beside their logits
+GRAPH_BYTES = GIB // 4  # what captured steps take beside their activations and logits
 
 
 def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.device, reserved: int) -> int:
@@ -47,7 +47,7 @@ def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.d
 
 
 def measure_step(runner: ModelRunner, limits: SchedulerConfig, max_model_len: int) -> int:
-    """Bytes of GPU memory that the most expensive step takes beside weights and cache, graphs included.
+    """Bytes of GPU memory that the most expensive step takes beside weights and cache.
 
     Runs that step: as many sequences and tokens as the scheduler may batch, all of them sampled with all filters. They
     share one block, for their content doesn't matter. It also compiles the kernels of such steps.
@@ -66,9 +66,19 @@ def measure_step(runner: ModelRunner, limits: SchedulerConfig, max_model_len: in
         batch.add(sequence, length)
         left -= length
     runner.submit(batch).result()
-    peak = torch.cuda.max_memory_allocated(runner.device) - before
-    logits = 2 * num_seqs * runner.model.vocab_size * 4  # of all captured sizes together
-    return peak + logits + GRAPH_BYTES
+    return torch.cuda.max_memory_allocated(runner.device) - before
+
+
+def graph_bytes(step_bytes: int, rows: int, vocab_size: int, dtype: torch.dtype) -> int:
+    """Bytes of GPU memory that graphs take.
+
+    Args:
+        step_bytes: what the most expensive step takes; graphs have as much for all of them together.
+        rows: of logits, of which each graph has its own; 0 if there are no graphs.
+        vocab_size: V.
+        dtype: of the logits.
+    """
+    return step_bytes + rows * vocab_size * dtype.itemsize + GRAPH_BYTES if rows else 0
 
 
 def _free_memory() -> int:

@@ -8,13 +8,15 @@ submitted before the host has seen its value.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import torch
 
-from nanoflow.core.graphs import DecodeGraphs
+from nanoflow.core.graphs import Capture, RowState, StepGraphs, gather_rows
 from nanoflow.core.interfaces import AttentionBackend, ModelArch
 from nanoflow.core.sampler import Sampler, SamplingInput
+from nanoflow.core.step import BlockTables, StepBuffer, fill
 from nanoflow.core.types import AttentionInput, Batch, Sequence
 
 
@@ -23,13 +25,14 @@ class PendingStep:
     """A submitted step. `result` waits for it."""
 
     tokens_S: torch.Tensor  # on the host once `done`
+    samples: list[bool]  # which of them count
     done: torch.cuda.Event | None
 
     def result(self) -> list[int]:
         """A token id for each sequence that samples, in the order of the batch. Blocks until the device is there."""
         if self.done is not None:
             self.done.synchronize()
-        return self.tokens_S.tolist()
+        return list(compress(self.tokens_S.tolist(), self.samples))
 
 
 class ModelRunner:
@@ -42,14 +45,15 @@ class ModelRunner:
         block_size: P.
         max_num_seqs: most sequences in a batch, and most that hold blocks.
         max_model_len: most tokens in a sequence.
+        padding_block: a block of the cache that is nobody's; captured steps write there what is padding.
 
     Attributes:
-        graphs: replays batches in which every sequence decodes; None runs them like all others.
+        graphs: replays steps that it has a graph for; None runs all of them kernel by kernel.
     """
 
     def __init__(
         self, model: ModelArch, attention: AttentionBackend, *, device: torch.device, block_size: int,
-        max_num_seqs: int, max_model_len: int,
+        max_num_seqs: int, max_model_len: int, padding_block: int,
     ) -> None:  # fmt: skip
         self.model = model
         self.attention = attention
@@ -57,39 +61,36 @@ class ModelRunner:
         self.device = device
         self.block_size = block_size
         self.free_rows = list(reversed(range(max_num_seqs)))
-        self.block_tables = np.zeros((max_num_seqs, -(-max_model_len // block_size)), np.int32)
-        self.num_blocks = [0] * max_num_seqs  # entries of each row of `block_tables` that are in force
-        self.temperature = np.zeros(max_num_seqs, np.float32)
-        self.top_k = np.zeros(max_num_seqs, np.int64)
-        self.top_p = np.zeros(max_num_seqs, np.float32)
-        self.min_p = np.zeros(max_num_seqs, np.float32)
-        self.seed = np.zeros(max_num_seqs, np.int64)
-        self.min_len = np.zeros(max_num_seqs, np.int64)  # no stop token before so many tokens, prompt included
-        self.plain = np.zeros(max_num_seqs, bool)  # sampling needs no filter
+        self.tables = BlockTables(max_num_seqs, -(-max_model_len // block_size), padding_block, device)
+        num_rows = max_num_seqs + 1  # one for padding
+        self.temperature = np.zeros(num_rows, np.float32)
+        self.top_k = np.zeros(num_rows, np.int64)
+        self.top_p = np.zeros(num_rows, np.float32)
+        self.min_p = np.zeros(num_rows, np.float32)
+        self.seed = np.zeros(num_rows, np.int64)
+        self.min_len = np.zeros(num_rows, np.int64)  # no stop token before so many tokens, prompt included
+        self.plain = np.zeros(num_rows, bool)  # sampling needs no filter
         self.params_changed = False
-        self.feeds_back = np.zeros(max_num_seqs, bool)  # the row's newest token is in `last_token`
-        self.last_token = torch.zeros(max_num_seqs + 1, dtype=torch.int64, device=device)  # one for padding rows
-        self.graphs: DecodeGraphs | None = None
+        self.rows = RowState(
+            block_tables_RB=self.tables.on_device,
+            last_token_R=torch.zeros(num_rows, dtype=torch.int64, device=device),
+            temperature_R=torch.from_numpy(self.temperature).to(device),
+            seed_R=torch.from_numpy(self.seed).to(device),
+        )
+        self.graphs: StepGraphs | None = None
 
     def release(self, sequence: Sequence) -> None:
         """Give the sequence's row to others; nothing happens if it has none."""
         if sequence.row >= 0:
-            self.num_blocks[sequence.row] = 0
-            self.feeds_back[sequence.row] = False
+            self.tables.clear(sequence.row)
             self.free_rows.append(sequence.row)
             sequence.row = -1
 
     @torch.inference_mode()
-    def capture(self, sizes: list[int], padding_block: int) -> None:
-        """Capture decode steps of these batch sizes; `padding_block` is a block of the cache that is nobody's."""
-        self.graphs = DecodeGraphs(
-            self.model,
-            self.attention,
-            self.last_token,
-            max_blocks=self.block_tables.shape[1],
-            block_size=self.block_size,
-            padding_block=padding_block,
-            sizes=sizes,
+    def capture(self, decodes: list[int], tokens: list[int]) -> None:
+        """Capture decode steps of these batch sizes, and other steps of these numbers of tokens."""
+        self.graphs = StepGraphs(
+            self.model, self.attention, self.rows, block_size=self.block_size, decodes=decodes, tokens=tokens
         )
 
     @torch.inference_mode()
@@ -97,80 +98,81 @@ class ModelRunner:
         """Start a step. Returns at once on a GPU; on a CPU when it is done."""
         for sequence in batch.preempted:
             self.release(sequence)
-        rows = self._update_rows(batch)
-        if self.graphs is not None and batch.num_decodes == len(rows) and all(batch.samples):
-            tokens_S = self._replay(self.graphs, batch, rows)
+        rows, any_new = self._update_rows(batch)
+        num_tokens, num_seqs = batch.total_tokens, len(rows)
+        settled = num_tokens == num_seqs and not any_new
+        capture = self.graphs.find(num_tokens, num_seqs, settled=settled) if self.graphs is not None else None
+        if capture is not None:
+            num_tokens, num_seqs = capture.buffer.num_tokens, capture.buffer.num_seqs
+        step = StepBuffer(num_tokens, num_seqs, torch.device("cpu"), pinned=self.device.type == "cuda")
+        fill(step.arrays, batch, rows, self.tables.on_host, self.block_size, settled=settled)
+        if capture is not None:
+            tokens_S, samples = self._replay(capture, step, batch, rows), batch.samples
         else:
-            tokens_S = self._run(batch, rows)
-        self.feeds_back[rows] = batch.samples
-        return self._pending(tokens_S)
+            tokens_S, samples = self._run(step, batch, rows, settled), [True] * sum(batch.samples)
+        return self._pending(tokens_S, samples)
 
-    def _run(self, batch: Batch, rows: np.ndarray) -> torch.Tensor:
+    def _run(self, step: StepBuffer, batch: Batch, rows: np.ndarray, settled: bool) -> torch.Tensor:
         """Tokens of the sequences that sample."""
-        hidden_TD, query_start = self._forward(batch, rows)
+        hidden_TD = self._forward(step, batch, settled)
         sampling = np.flatnonzero(batch.samples)
-        last_S = self._to_device(query_start[1:][sampling] - 1)
+        last_S = self._to_device(step.arrays.query_start_S1[1:][sampling].astype(np.int64) - 1)
         logits_SV = self.model.compute_logits(hidden_TD[last_S])
         tokens_S = self.sampler(logits_SV, self._sampling_input(batch, sampling, rows[sampling]))
-        self.last_token[self._to_device(rows[sampling])] = tokens_S
+        self.rows.last_token_R[self._to_device(rows[sampling])] = tokens_S
         return tokens_S
 
-    def _forward(self, batch: Batch, rows: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """Hidden states [T, D], and where each sequence's tokens start, int32 [S + 1]."""
-        starts = np.array(batch.starts)
-        query_lens = np.array(batch.num_tokens)
-        query_start = np.zeros(len(rows) + 1, np.int32)
-        np.cumsum(query_lens, out=query_start[1:])
-        first = query_start[:-1]
-        positions = np.arange(query_start[-1]) + np.repeat(starts - first, query_lens)
-        block_tables = self.block_tables[rows, : -(-int((starts + query_lens).max()) // self.block_size)]
-        blocks = block_tables[np.repeat(np.arange(len(rows)), query_lens), positions // self.block_size]
-        self.attention.plan(
-            AttentionInput(
-                slot_mapping_T=self._to_device(blocks.astype(np.int64) * self.block_size + positions % self.block_size),
-                query_start_S1=self._to_device(query_start),
-                context_lens_S=self._to_device((starts + query_lens).astype(np.int32)),
-                block_tables_SB=self._to_device(block_tables),
-                query_lens=query_lens,
-                context_lens=starts + query_lens,
-                num_decodes=batch.num_decodes,
-            )
+    def _forward(self, host: StepBuffer, batch: Batch, settled: bool) -> torch.Tensor:
+        """Hidden states [T, D]."""
+        buffer = host
+        if self.device.type == "cuda":
+            buffer = StepBuffer(host.num_tokens, host.num_seqs, self.device)
+            buffer.memory.copy_(host.memory, non_blocking=True)
+        step = buffer.tensors
+        context_lens = host.arrays.context_lens_S.astype(np.int64)
+        width = -(-int(context_lens.max()) // self.block_size)
+        inputs = AttentionInput(
+            slot_mapping_T=step.slots_T,
+            query_start_S1=step.query_start_S1,
+            context_lens_S=step.context_lens_S,
+            block_tables_SB=self.rows.block_tables_RB.new_zeros(host.num_seqs, width),
+            query_lens=np.array(batch.num_tokens),
+            context_lens=context_lens,
+            num_decodes=batch.num_decodes,
+            settled=settled,
         )
-        input_ids_T = self._input_ids(batch, rows, query_start)
-        return self.model.forward(input_ids_T, self._to_device(positions), self.attention), query_start
+        ids_T = gather_rows(self.rows, step, self.block_size, inputs.block_tables_SB)[0]
+        self.attention.plan(inputs)
+        return self.model.forward(ids_T, step.positions_T, self.attention)
 
-    def _replay(self, graphs: DecodeGraphs, batch: Batch, rows: np.ndarray) -> torch.Tensor:
-        """Tokens of a batch in which every sequence decodes and samples."""
-        fresh = np.flatnonzero(~self.feeds_back[rows])  # their newest token was not sampled in their row
-        if len(fresh):
-            known = np.array([batch.sequences[index].token_ids[batch.starts[index]] for index in fresh])
-            self.last_token[self._to_device(rows[fresh])] = self._to_device(known)
-        if self.params_changed:
-            graphs.set_params(self.temperature, self.seed)
-            self.params_changed = False
-        starts = np.array(batch.starts)
-        capture = graphs.replay(rows, starts)
-        if self.plain[rows].all() and (starts + 1 >= self.min_len[rows]).all():
+    def _replay(self, capture: Capture, step: StepBuffer, batch: Batch, rows: np.ndarray) -> torch.Tensor:
+        """Tokens of all sequences."""
+        assert self.graphs is not None
+        self.graphs.replay(capture, step)
+        position = step.arrays.context_lens_S[: len(rows)]
+        if self.plain[rows].all() and (position >= self.min_len[rows]).all():
             return capture.tokens_S[: len(rows)]
-        inputs = self._sampling_input(batch, np.arange(len(rows)), rows)
-        tokens_S = self.sampler(capture.logits_SV[: len(rows)], inputs)
-        self.last_token[self._to_device(rows)] = tokens_S
+        # Some row needs more than a plain draw: draw again for all of them.
+        tokens_S = self.sampler(capture.logits_SV[: len(rows)], self._sampling_input(batch, np.arange(len(rows)), rows))
+        self.rows.last_token_R[capture.buffer.tensors.targets_S[: len(rows)]] = tokens_S
         return tokens_S
 
-    def _update_rows(self, batch: Batch) -> np.ndarray:
-        """Rows of the batch's sequences, int64 [S], their block tables brought up to date."""
+    def _update_rows(self, batch: Batch) -> tuple[np.ndarray, bool]:
+        """Rows of the batch's sequences, int64 [S], brought up to date, and whether any sequence had none before."""
         rows = np.empty(len(batch.sequences), np.int64)
+        any_new = False
         for index, sequence in enumerate(batch.sequences):
             if sequence.row < 0:
                 self._assign_row(sequence)
-            row = rows[index] = sequence.row
-            known, table = self.num_blocks[row], sequence.block_table
-            if known < len(table):
-                self.block_tables[row, known : len(table)] = table[known:]
-                self.num_blocks[row] = len(table)
-                if self.graphs is not None:
-                    self.graphs.set_blocks(row, known, table[known:])
-        return rows
+                any_new = True
+            rows[index] = sequence.row
+            self.tables.update(sequence.row, sequence.block_table)
+        self.tables.send()
+        if self.params_changed and self.device.type == "cuda":
+            self.rows.temperature_R.copy_(torch.from_numpy(self.temperature).pin_memory(), non_blocking=True)
+            self.rows.seed_R.copy_(torch.from_numpy(self.seed).pin_memory(), non_blocking=True)
+        self.params_changed = False
+        return rows, any_new
 
     def _assign_row(self, sequence: Sequence) -> None:
         row = sequence.row = self.free_rows.pop()
@@ -184,24 +186,6 @@ class ModelRunner:
         self.min_len[row] = sequence.num_prompt_tokens + params.min_tokens
         self.plain[row] = params.top_k <= 0 and params.top_p == 1 and params.min_p == 0
         self.params_changed = True
-
-    def _input_ids(self, batch: Batch, rows: np.ndarray, query_start: np.ndarray) -> torch.Tensor:
-        """Token ids [T]: known values from the host, the others from the rows' last tokens on the device."""
-        token_ids: list[int] = []
-        in_flight: list[int] = []
-        for index, (sequence, start, num_tokens) in enumerate(
-            zip(batch.sequences, batch.starts, batch.num_tokens, strict=True)
-        ):
-            end = start + num_tokens
-            token_ids += sequence.token_ids[start:end]
-            if end > len(sequence.token_ids):
-                token_ids.append(0)
-                in_flight.append(index)
-        input_ids_T = self._to_device(np.array(token_ids))
-        if in_flight:
-            places = self._to_device(query_start[1:][in_flight] - 1)
-            input_ids_T[places] = self.last_token[self._to_device(rows[in_flight])]
-        return input_ids_T
 
     def _sampling_input(self, batch: Batch, sampling: np.ndarray, rows: np.ndarray) -> SamplingInput:
         """Parameters of the rows that sample; a stop token is forbidden before `min_tokens`."""
@@ -224,11 +208,11 @@ class ModelRunner:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
-    def _pending(self, tokens_S: torch.Tensor) -> PendingStep:
+    def _pending(self, tokens_S: torch.Tensor, samples: list[bool]) -> PendingStep:
         if self.device.type == "cpu":
-            return PendingStep(tokens_S, None)
+            return PendingStep(tokens_S, samples, None)
         host = torch.empty(tokens_S.shape, dtype=tokens_S.dtype, pin_memory=True)
         host.copy_(tokens_S, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
-        return PendingStep(host, done)
+        return PendingStep(host, samples, done)

@@ -74,6 +74,11 @@ def test_sampling(rows: int, ties: bool, dtype: torch.dtype) -> None:
     checks.check_filters(rows, VOCAB_SIZE, dtype, "cuda", ties)
 
 
+@pytest.mark.parametrize(("num_tokens", "num_seqs", "width"), [(1, 1, 3), (256, 256, 2560), (2048, 200, 100)])
+def test_gather_rows(num_tokens: int, num_seqs: int, width: int) -> None:
+    checks.check_gather_rows(num_tokens, num_seqs, width, 16, "cuda")
+
+
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("rows", [1, 2, 7, 16, 40, 64, 65, 256])
 def test_layers(name: str, rows: int) -> None:

@@ -1,11 +1,11 @@
-"""Programmatic dependent launch: a kernel may start while the one before it in the stream is still running.
+"""Programmatic dependent launch: a kernel may start while those before it in the stream are still running.
 
-A kernel launched with `overlap(x)` calls `begin(PDL)`, and before that it reads nothing but parameters of the model and
-writes nothing. `begin` waits until the kernel before has completed and its writes can be seen, and then allows the next
-one to start. So the time between two kernels, and the first loads of weights, hide behind the earlier one, and no more
-than two kernels are ever on the way. (One that let the next start before its own wait could bring three together, which
-kernels of libraries such as cuBLAS and FlashAttention don't expect.) On GPUs before Hopper, and under Triton's
-interpreter, kernels run one after the other.
+A kernel launched with `overlap(x)` first lets the next one start (`let_next_start`), and then, before it reads what
+another one wrote or writes anything itself, waits for the one before (`wait_for_previous`), which has then completed,
+as have all before it. Until then it may read what no kernel on the way writes: parameters of the model, and what was
+worked out at the start of the step by kernels that don't overlap. So the time between two kernels, and the first loads
+of weights, hide behind earlier ones. On GPUs before Hopper, and under Triton's interpreter, kernels run one after the
+other.
 """
 
 from __future__ import annotations
@@ -37,8 +37,29 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 @triton.jit
-def begin(PDL: tl.constexpr):
-    """Wait for the kernel before, and let the next one start."""
+def let_next_start(PDL: tl.constexpr):
+    """Let the next kernel start, as soon as all programs of this one have come here or ended."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_previous(PDL: tl.constexpr):
+    """Wait until the kernel before has completed and its writes can be seen."""
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def begin(PDL: tl.constexpr):
+    """Both, for kernels that have nothing to do in between."""
+    let_next_start(PDL)
+    wait_for_previous(PDL)
+
+
+@triton.jit
+def prefetch(pointers):
+    """Bring the 128-byte lines around these addresses into the L2 cache, without waiting. They must be readable."""
+    tl.inline_asm_elementwise(
+        "{ prefetch.global.L2 [$1]; mov.u32 $0, 0; }", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
+    )

@@ -7,27 +7,23 @@ import triton
 import triton.language as tl
 
 from nanoflow.core.kernels.launch import begin, overlap
+from nanoflow.core.types import Projection
 
 
 def norm_rotate_store(
-    qkv_TE: torch.Tensor, q_weight_H: torch.Tensor | None, k_weight_H: torch.Tensor | None, eps: float,
-    cos_LH: torch.Tensor, sin_LH: torch.Tensor, positions_T: torch.Tensor, slots_T: torch.Tensor,
-    key_BPKH: torch.Tensor, value_BPKH: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
+    projection: Projection, slots_T: torch.Tensor, key_BPKH: torch.Tensor, value_BPKH: torch.Tensor
+) -> torch.Tensor:
     """Norm each query and key head (if it has a weight), rotate it, store keys and values at `slots_T`.
 
     Args:
-        qkv_TE: E = (N + 2K) * H, query heads first, then keys, then values; any row stride.
-        q_weight_H, k_weight_H: weights of the norms; None for none.
-        eps: of both norms.
-        cos_LH, sin_LH: float32 tables of cosines and signed sines.
-        positions_T: row of the tables for each token.
-        slots_T: int64; block * P + place. A negative one (padding) stores nothing.
+        projection: queries, keys and values, and what to do with them.
+        slots_T: int64; block * P + place. A negative one stores nothing.
         key_BPKH, value_BPKH: views of the cache with any strides but the last, which is 1.
 
     Returns:
         The queries [T, N, H].
     """
+    p, qkv_TE = projection, projection.qkv_TE
     num_tokens = qkv_TE.shape[0]
     block_size, num_kv_heads, head_dim = key_BPKH.shape[1:]
     all_heads = qkv_TE.shape[1] // head_dim
@@ -37,10 +33,10 @@ def norm_rotate_store(
         return query_TNH
     heads = 1 if num_tokens <= 32 else 4
     _norm_rotate_store[(num_tokens, triton.cdiv(all_heads, heads))](
-        qkv_TE, q_weight_H, k_weight_H, cos_LH, sin_LH, positions_T, slots_T, query_TNH, key_BPKH, value_BPKH, eps,
-        qkv_TE.stride(0), cos_LH.stride(0), *key_BPKH.stride()[:3], *value_BPKH.stride()[:3],
-        N=num_heads, K=num_kv_heads, H=head_dim, P=block_size, Q_NORM=q_weight_H is not None,
-        K_NORM=k_weight_H is not None, HEADS=heads, HALF=triton.next_power_of_2(head_dim // 2), num_warps=1,
+        qkv_TE, p.q_weight_H, p.k_weight_H, p.cos_LH, p.sin_LH, p.positions_T, slots_T, query_TNH, key_BPKH, value_BPKH,
+        p.eps, qkv_TE.stride(0), p.cos_LH.stride(0), *key_BPKH.stride()[:3], *value_BPKH.stride()[:3],
+        N=num_heads, K=num_kv_heads, H=head_dim, P=block_size, Q_NORM=p.q_weight_H is not None,
+        K_NORM=p.k_weight_H is not None, HEADS=heads, HALF=triton.next_power_of_2(head_dim // 2), num_warps=1,
         **overlap(qkv_TE),
     )  # fmt: skip
     return query_TNH

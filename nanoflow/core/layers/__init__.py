@@ -1,6 +1,6 @@
 """Building blocks that models share. Each layer says in `weights` which checkpoint tensors it is made of."""
 
-from nanoflow.core.layers.attention import norm_rotate_store
+from nanoflow.core.layers.attention import attend
 from nanoflow.core.layers.embedding import Embedding
 from nanoflow.core.layers.linear import GatedLinear, Linear
 from nanoflow.core.layers.norm import RMSNorm
@@ -14,5 +14,5 @@ __all__ = [
     "RotaryEmbedding",
     "Rotation",
     "apply_rotary",
-    "norm_rotate_store",
+    "attend",
 ]

@@ -29,39 +29,39 @@ class FlashCalls:
         self.num_sms = torch.cuda.get_device_properties(context.device).multi_processor_count
 
     def decodes(self, inputs: AttentionInput) -> Rows:
-        """The leading sequences. Decides by their number alone, since a captured graph sees other lengths later."""
-        num_seqs = inputs.num_decodes
-        rows = self._rows(inputs, 0, num_seqs, max_query_len=1)
-        rows.num_splits = self.num_splits or decode_splits(num_seqs * self.context.num_kv_heads, self.num_sms)
-        return rows
+        """All sequences, which have one query each. Decides by their number alone, since a graph sees other lengths."""
+        num_splits = self.num_splits or splits(inputs.num_seqs * self.context.num_kv_heads, self.num_sms)
+        return self._rows(inputs, inputs.query_start_S1, 1, num_splits)
 
-    def chunks(self, inputs: AttentionInput) -> Rows:
-        """The other sequences."""
-        c, first = self.context, inputs.num_decodes
-        rows = self._rows(inputs, first, len(inputs.query_lens), int(inputs.query_lens[first:].max()))
+    def chunks(self, inputs: AttentionInput, *, beside_decodes: bool) -> Rows:
+        """All sequences with any number of queries; perhaps without those of the leading decodes."""
+        starts_S1 = inputs.query_start_S1
+        if beside_decodes:
+            # Decodes have the first tokens, one each. Where all sequences begin after them, they have no queries.
+            places = torch.arange(len(starts_S1), dtype=torch.int32, device=starts_S1.device)
+            num_decodes = (starts_S1 == places).cumprod(0).sum(dtype=torch.int32) - 1
+            starts_S1 = starts_S1.clamp(min=num_decodes)
+        c, num_tokens = self.context, len(inputs.slot_mapping_T)
         group = c.num_heads // c.num_kv_heads
-        num_tiles = (-(-inputs.query_lens[first:] * group // QUERIES_PER_TILE)).sum() * c.num_kv_heads
-        rows.num_splits = 1 if num_tiles >= self.num_sms // 2 else 0
-        return rows
+        num_tiles = -(-num_tokens * group // QUERIES_PER_TILE) * c.num_kv_heads
+        return self._rows(inputs, starts_S1, int(inputs.query_lens.max()), splits(num_tiles, self.num_sms))
 
     def __call__(
-        self, rows: Rows, layer: int, query_TNH: torch.Tensor, key_BPKH: torch.Tensor, value_BPKH: torch.Tensor,
-        out_TNH: torch.Tensor | None,
-    ) -> torch.Tensor:  # fmt: skip
-        if layer == 0:
-            self.version.prepare(rows)
-        result = self.version(rows, query_TNH, key_BPKH, value_BPKH)
-        return result if out_TNH is None else out_TNH.copy_(result)
+        self, rows: Rows, query_TNH: torch.Tensor, key_BPKH: torch.Tensor, value_BPKH: torch.Tensor
+    ) -> torch.Tensor:
+        return self.version(rows, query_TNH, key_BPKH, value_BPKH)
 
-    def _rows(self, inputs: AttentionInput, first: int, last: int, max_query_len: int) -> Rows:
-        return Rows(
-            query_start_S1=inputs.query_start_S1[first : last + 1] - first,  # one query a sequence comes before
-            context_lens_S=inputs.context_lens_S[first:last],
-            block_tables_SB=inputs.block_tables_SB[first:last],
+    def _rows(self, inputs: AttentionInput, starts_S1: torch.Tensor, max_query_len: int, num_splits: int) -> Rows:
+        rows = Rows(
+            query_start_S1=starts_S1,
+            context_lens_S=inputs.context_lens_S,
+            block_tables_SB=inputs.block_tables_SB,
             max_query_len=max_query_len,
             max_context_len=inputs.block_tables_SB.shape[1] * self.context.block_size,
-            num_splits=0,
+            num_splits=num_splits,
         )
+        self.version.prepare(rows)
+        return rows
 
 
 class FlashAttention(PagedAttention):
@@ -70,22 +70,21 @@ class FlashAttention(PagedAttention):
     def __init__(self, config: FlashConfig, context: AttentionContext) -> None:
         super().__init__(context)
         self.flash = FlashCalls(context, config.num_splits)
-        self.decodes: Rows
-        self.chunks: Rows
+        self.rows: Rows
 
     def plan_decode(self, inputs: AttentionInput) -> None:
-        self.decodes = self.flash.decodes(inputs)
+        self.rows = self.flash.decodes(inputs)
 
-    def plan_prefill(self, inputs: AttentionInput) -> None:
-        self.chunks = self.flash.chunks(inputs)
+    def plan_mix(self, inputs: AttentionInput) -> None:
+        self.rows = self.flash.chunks(inputs, beside_decodes=False)
 
-    def decode(self, layer: int, query_SNH: torch.Tensor, out_SNH: torch.Tensor | None = None) -> torch.Tensor:
-        return self.flash(self.decodes, layer, query_SNH, *self.cache(layer), out_SNH)
+    def decode(self, layer: int, query_SNH: torch.Tensor) -> torch.Tensor:
+        return self.flash(self.rows, query_SNH, *self.cache(layer))
 
-    def prefill(self, layer: int, query_TNH: torch.Tensor, out_TNH: torch.Tensor | None = None) -> torch.Tensor:
-        return self.flash(self.chunks, layer, query_TNH, *self.cache(layer), out_TNH)
+    def mix(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
+        return self.flash(self.rows, query_TNH, *self.cache(layer))
 
 
-def decode_splits(num_tiles: int, num_sms: int) -> int:
-    """Parts of each context, for `num_tiles` pairs of a sequence and a KV head."""
+def splits(num_tiles: int, num_sms: int) -> int:
+    """Parts of each context, for `num_tiles` pairs of a tile of queries and a KV head."""
     return min(MAX_SPLITS, max(1, PROGRAMS_PER_SM * num_sms // num_tiles))

@@ -19,8 +19,11 @@ class HybridAttention(TritonAttention):
         self.flash = FlashCalls(context)
         self.chunks: Rows
 
-    def plan_prefill(self, inputs: AttentionInput) -> None:
-        self.chunks = self.flash.chunks(inputs)
+    def plan_mix(self, inputs: AttentionInput) -> None:
+        self.plan_decode(inputs)
+        self.chunks = self.flash.chunks(inputs, beside_decodes=True)
 
-    def prefill(self, layer: int, query_TNH: torch.Tensor, out_TNH: torch.Tensor | None = None) -> torch.Tensor:
-        return self.flash(self.chunks, layer, query_TNH, *self.cache(layer), out_TNH)
+    def mix(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
+        out_TNH = self.flash(self.chunks, query_TNH, *self.cache(layer))
+        self.decoder(self.shares, self.inputs, query_TNH, *self.cache(layer), out_TNH)
+        return out_TNH

@@ -1,4 +1,4 @@
-"""What the GPU backends share: the cache, and the split of a batch into decoding sequences and chunks."""
+"""What the GPU backends share: the cache, and the split between decode steps and all others."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from nanoflow.core.types import AttentionInput
 
 
 class PagedAttention(AttentionBackend):
-    """Serves the leading sequences with one new token by `decode`, and the others by `prefill`.
+    """Serves steps in which every sequence decodes by `decode`, and all others by `mix`.
 
     The cache of a layer is one tensor [B, K, P, H]: all tokens of a block for one head lie together, so that a kernel,
     which reads one head's tokens, reads long runs of memory.
 
-    What depends on the batch alone is computed on the device by the first layer's call, not by `plan`: so it is part of
-    a captured CUDA graph and follows the lengths that a replay finds.
+    All that depends on lengths is worked out on the device, so a captured step follows the lengths that a replay finds.
     """
 
     capturable = True
+    capturable_chunks = True
 
     def __init__(self, context: AttentionContext) -> None:
         self.context = context
@@ -40,10 +40,10 @@ class PagedAttention(AttentionBackend):
 
     def plan(self, inputs: AttentionInput) -> None:
         self.inputs = inputs
-        if inputs.num_decodes:
+        if inputs.num_decodes == inputs.num_seqs:
             self.plan_decode(inputs)
-        if inputs.num_decodes < len(inputs.query_lens):
-            self.plan_prefill(inputs)
+        else:
+            self.plan_mix(inputs)
 
     @property
     def slot_mapping_T(self) -> torch.Tensor:
@@ -53,31 +53,22 @@ class PagedAttention(AttentionBackend):
         return self.keys[layer].transpose(1, 2), self.values[layer].transpose(1, 2)
 
     def attend(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
-        num_decodes, num_tokens = self.inputs.num_decodes, query_TNH.shape[0]
-        if num_decodes == num_tokens:
+        if self.inputs.num_decodes == self.inputs.num_seqs:
             return self.decode(layer, query_TNH)
-        if num_decodes == 0:
-            return self.prefill(layer, query_TNH)
-        out_TNH = torch.empty(query_TNH.shape, dtype=query_TNH.dtype, device=query_TNH.device)
-        self.decode(layer, query_TNH[:num_decodes], out_TNH[:num_decodes])
-        self.prefill(layer, query_TNH[num_decodes:], out_TNH[num_decodes:])
-        return out_TNH
+        return self.mix(layer, query_TNH)
 
     @abstractmethod
     def plan_decode(self, inputs: AttentionInput) -> None:
-        """Prepare for the batch's first `inputs.num_decodes` sequences."""
+        """Prepare for a step in which every sequence has one token."""
 
     @abstractmethod
-    def plan_prefill(self, inputs: AttentionInput) -> None:
-        """Prepare for the others."""
+    def plan_mix(self, inputs: AttentionInput) -> None:
+        """Prepare for any other step."""
 
     @abstractmethod
-    def decode(self, layer: int, query_SNH: torch.Tensor, out_SNH: torch.Tensor | None = None) -> torch.Tensor:
-        """Attention of the leading sequences, one token each; layer 0 is the first in a step.
-
-        Returns [S, N, H], which is `out_SNH` if that is given.
-        """
+    def decode(self, layer: int, query_SNH: torch.Tensor) -> torch.Tensor:
+        """Attention [S, N, H] in a step in which every sequence has one token."""
 
     @abstractmethod
-    def prefill(self, layer: int, query_TNH: torch.Tensor, out_TNH: torch.Tensor | None = None) -> torch.Tensor:
-        """Attention of the other sequences, in the same way."""
+    def mix(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
+        """Attention [T, N, H] in any other step."""

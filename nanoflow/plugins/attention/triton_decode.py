@@ -10,15 +10,15 @@ combines them, so there is no second kernel, and the order of the sum is always 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from nanoflow.core.interfaces import AttentionContext
-from nanoflow.core.kernels.launch import begin as begin_overlapped
-from nanoflow.core.kernels.launch import overlap
-from nanoflow.core.types import AttentionInput
+from nanoflow.core.kernels.launch import let_next_start, overlap, prefetch, wait_for_previous
+from nanoflow.core.types import AttentionInput, Projection
 from nanoflow.plugins.attention.triton_settings import DecodeSettings
 
 # Scores of hidden tokens. Finite, so that a tile in which all are hidden gives no NaN.
@@ -39,23 +39,33 @@ def block_ids(table_ptr, token, length, P: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_seqs", "num_shares"])
 def share_kernel(
-    context_lens_ptr, ends_ptr, shares_ptr, num_seqs, num_shares,
-    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_W: tl.constexpr,
+    query_start_ptr, context_lens_ptr, ends_ptr, shares_ptr, num_seqs, num_shares,
+    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_W: tl.constexpr, LEAST: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
     """Cut the row of tiles into equal shares.
 
-    Writes `ends` [S], the place in the row after each sequence's last tile, and `shares` [W, 4]: the sequence in which
-    a share begins, the places of its first tile and after its last one, and its context length. Every sequence has at
-    least one tile, so that its output is written.
+    Writes `ends` [S + 1], the place in the row after each sequence's last tile, and the size of a share; and `shares`
+    [W, 4]: the sequence in which a share begins, the places of its first tile and after its last one, and the length
+    of its context without the last `SKIP` tokens. Every decoding sequence has at least one tile, so that its output is
+    written, and the others, which come after them, have none.
+
+    With `LEAST` a share has at least that many tiles, and never those of two sequences.
     """
     seqs = tl.arange(0, BLOCK_S)
     valid = seqs < num_seqs
-    lens = tl.load(context_lens_ptr + seqs, mask=valid, other=0)
+    starts = tl.load(query_start_ptr + seqs, mask=valid, other=-1)
+    next_starts = tl.load(query_start_ptr + seqs + 1, mask=valid, other=-1)
+    valid = (starts == seqs) & (next_starts == seqs + 1)
+    lens = tl.load(context_lens_ptr + seqs, mask=valid, other=SKIP) - SKIP
     tiles = tl.where(valid, tl.maximum(tl.cdiv(lens, BLOCK_N), 1), 0)
+    if LEAST > 0:
+        share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), num_shares - num_seqs), LEAST)
+        tiles = tl.cdiv(tiles, share) * share
+    else:
+        share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), num_shares), 1)
     ends = tl.cumsum(tiles, 0)
-    share = tl.cdiv(tl.sum(tiles, 0), num_shares)
     shares = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
-    before = (ends[None, :] <= (shares * share)[:, None]) & valid[None, :]
+    before = (ends[None, :] <= (shares * share)[:, None]) & (seqs < num_seqs)[None, :]
     first = tl.sum(before.to(tl.int32), 1)
     is_first = seqs[None, :] == first[:, None]
     there = shares < num_shares
@@ -64,16 +74,51 @@ def share_kernel(
     tl.store(shares_ptr + shares * 4 + 2, tl.sum(tl.where(is_first, ends[None, :], 0), 1), mask=there)
     tl.store(shares_ptr + shares * 4 + 3, tl.sum(tl.where(is_first, lens[None, :], 0), 1), mask=there)
     if tl.program_id(0) == 0:
-        tl.store(ends_ptr + seqs, ends, mask=valid)
+        tl.store(ends_ptr + seqs, ends, mask=seqs < num_seqs)
+        tl.store(ends_ptr + num_seqs, share)
+
+
+@triton.jit
+def normed_and_rotated(
+    x_ptr, norm_ptr, cos_ptr, sin_ptr, rows_mask, eps, H: tl.constexpr, BLOCK_H: tl.constexpr, NORM: tl.constexpr
+):
+    """Heads that lie at the pointers `x` [R, 1], normed and rotated, and rounded after each, as `core.layers` does."""
+    dims = tl.arange(0, BLOCK_H)[None, :]
+    other = (dims + H // 2) % H  # the dim that it is rotated with
+    mask = rows_mask & (dims < H)
+    raw = tl.load(x_ptr + dims, mask=mask, other=0.0)
+    x, y = raw.to(tl.float32), tl.load(x_ptr + other, mask=mask, other=0.0).to(tl.float32)
+    if NORM:
+        factor = tl.rsqrt(tl.sum(x * x, 1) / H + eps)[:, None]
+        x = (x * factor * tl.load(norm_ptr + dims, mask=dims < H, other=0.0).to(tl.float32)).to(raw.dtype)
+        y = (y * factor * tl.load(norm_ptr + other, mask=dims < H, other=0.0).to(tl.float32)).to(raw.dtype)
+    cos = tl.load(cos_ptr + dims, mask=dims < H, other=0.0)
+    sin = tl.load(sin_ptr + dims, mask=dims < H, other=0.0)
+    return (x.to(tl.float32) * cos + y.to(tl.float32) * sin).to(raw.dtype)
+
+
+@triton.jit
+def prefetch_context(
+    key_ptr, value_ptr, table_ptr, first, length, stride_kb, stride_kp, stride_vb, stride_vp,
+    H: tl.constexpr, P: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """Bring keys and values of `TOKENS` tokens from `first` on into the L2 cache."""
+    LINES: tl.constexpr = (H * key_ptr.dtype.element_ty.primitive_bitwidth // 8 + 127) // 128
+    tokens = tl.minimum(first + tl.arange(0, TOKENS), tl.maximum(length - 1, 0))
+    blocks = tl.load(table_ptr + tokens // P).to(tl.int64)
+    for line in tl.static_range(LINES):
+        prefetch(key_ptr + blocks * stride_kb + tokens % P * stride_kp + line * (H // LINES))
+        prefetch(value_ptr + blocks * stride_vb + tokens % P * stride_vp + line * (H // LINES))
 
 
 @triton.jit(do_not_specialize=["num_seqs", "num_shares", "stride_t"])
 def decode_kernel(
     out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, context_lens_ptr, ends_ptr, shares_ptr,
-    partial_ptr, lse_ptr, arrived_ptr, scale, num_seqs, num_shares,
+    partial_ptr, lse_ptr, arrived_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, eps, scale, num_seqs, num_shares,
     stride_os, stride_on, stride_qs, stride_qn, stride_kb, stride_kp, stride_kk, stride_vb, stride_vp, stride_vk,
-    stride_t, R: tl.constexpr, H: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_N: tl.constexpr, REDUCE_R: tl.constexpr, REDUCE_C: tl.constexpr, PRECISION: tl.constexpr,
+    stride_t, stride_table, R: tl.constexpr, K: tl.constexpr, H: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, REDUCE_R: tl.constexpr, REDUCE_C: tl.constexpr,
+    PRECISION: tl.constexpr, SKIP: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, AHEAD: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: one share of the row for one KV head, a sequence (or a part of it) at a time.
@@ -81,46 +126,76 @@ def decode_kernel(
     `partial` [K, W, 2, R, H] and `lse` [K, W, 2, R] hold the parts of sequences that are in several shares: place 0 the
     part with which a share begins, place 1 the part with which it ends. `arrived` [K, W] counts, for the sequence
     that starts in share w and goes on in the next, how many parts are there; it is 0 before and after.
+
+    With `SKIP` = 0 queries are given and keys and values stored. With 1, `query` holds the whole QKV projection: the
+    program norms and rotates its queries, and the one that has a sequence's end also its new key, which it stores with
+    the new value, and attends to them from registers.
     """
-    begin_overlapped(PDL)
+    let_next_start(PDL)
     head = tl.program_id(0)
     share_id = tl.program_id(1)
     total = tl.load(ends_ptr + num_seqs - 1)
+    share = tl.load(ends_ptr + num_seqs)
     seq = tl.load(shares_ptr + share_id * 4)
     begin = tl.load(shares_ptr + share_id * 4 + 1)
     end = tl.load(shares_ptr + share_id * 4 + 2)
     length = tl.load(shares_ptr + share_id * 4 + 3)
-    share = tl.cdiv(total, num_shares)
     tile = share_id * share
     last_tile = tl.minimum(tile + share, total)
+    key_ptr += head * stride_kk
+    value_ptr += head * stride_vk
+    if PDL and AHEAD > 0:  # noqa: SIM102 (the one is known to the compiler, the other is not)
+        if tile < last_tile:
+            prefetch_context(
+                key_ptr, value_ptr, tables_ptr + seq.to(tl.int64) * stride_t, (tile - begin) * BLOCK_N, length,
+                stride_kb, stride_kp, stride_vb, stride_vp, H, P, AHEAD,
+            )  # fmt: skip
 
     rows = tl.arange(0, BLOCK_R)
     dims = tl.arange(0, BLOCK_H)
     tokens_N = tl.arange(0, BLOCK_N)
     row_mask = (rows < R)[:, None] & (dims < H)[None, :]
     heads = head * R + rows
+    wait_for_previous(PDL)
 
     while tile < last_tile:
         stop = tl.minimum(end, last_tile)
         next_end = tl.load(ends_ptr + seq + 1, mask=stop < last_tile, other=0)  # ahead of their use
-        next_length = tl.load(context_lens_ptr + seq + 1, mask=stop < last_tile, other=0)
+        next_length = tl.load(context_lens_ptr + seq + 1, mask=stop < last_tile, other=0) - SKIP
         table_ptr = tables_ptr + seq.to(tl.int64) * stride_t
-        q = tl.load(
-            query_ptr + seq.to(tl.int64) * stride_qs + heads[:, None] * stride_qn + dims[None, :],
-            mask=row_mask,
-            other=0.0,
-        )
+        query_row = query_ptr + seq.to(tl.int64) * stride_qs
         peak = tl.full([BLOCK_R], HIDDEN, tl.float32)
         total_weight = tl.zeros([BLOCK_R], tl.float32)
         acc = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
-        token = (tile - begin) * BLOCK_N
-        blocks = block_ids(table_ptr, token, length, P, BLOCK_N)
-        for token in range((tile - begin) * BLOCK_N, (stop - begin) * BLOCK_N, BLOCK_N):
+        if SKIP == 0:
+            q = tl.load(query_row + heads[:, None] * stride_qn + dims[None, :], mask=row_mask, other=0.0)
+        else:
+            cos_row, sin_row = cos_ptr + length * stride_table, sin_ptr + length * stride_table
+            q = normed_and_rotated(
+                query_row + heads[:, None] * H, q_norm_ptr, cos_row, sin_row, (rows < R)[:, None], eps, H, BLOCK_H,
+                Q_NORM,
+            )  # fmt: skip
+            if stop == end:
+                one = tl.arange(0, 1)[:, None]
+                key_row, value_row = query_row + (K * R + head) * H + one, query_row + (K * R + K + head) * H + one
+                new_key = normed_and_rotated(key_row, k_norm_ptr, cos_row, sin_row, one == 0, eps, H, BLOCK_H, K_NORM)
+                new_value = tl.load(value_row + dims[None, :], mask=(dims < H)[None, :])
+                block = tl.load(table_ptr + length // P).to(tl.int64)
+                place = block * stride_kb + length % P * stride_kp
+                tl.store(key_ptr + place + one + dims[None, :], new_key, mask=(dims < H)[None, :])
+                place = block * stride_vb + length % P * stride_vp
+                tl.store(value_ptr + place + one + dims[None, :], new_value, mask=(dims < H)[None, :])
+                peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 1) * scale
+                total_weight += 1.0
+                acc += tl.where(dims[None, :] < H, new_value, 0.0).to(tl.float32)
+        last_token = tl.minimum((stop - begin) * BLOCK_N, tl.maximum(length, 1))
+        blocks = block_ids(table_ptr, (tile - begin) * BLOCK_N, length, P, BLOCK_N)
+        for token in range((tile - begin) * BLOCK_N, last_token, BLOCK_N):
             tokens = token + tokens_N
             seen = tokens < length
             place = tokens % P
-            offset_k = blocks.to(tl.int64) * stride_kb + place * stride_kp + head * stride_kk
-            offset_v = blocks.to(tl.int64) * stride_vb + place * stride_vp + head * stride_vk
+            offset_k = blocks.to(tl.int64) * stride_kb + place * stride_kp
+            offset_v = blocks.to(tl.int64) * stride_vb + place * stride_vp
             blocks = block_ids(table_ptr, token + BLOCK_N, length, P, BLOCK_N)  # the next tile's, ahead of their use
             k = tl.load(
                 key_ptr + offset_k[None, :] + dims[:, None], mask=seen[None, :] & (dims < H)[:, None], other=0.0
@@ -199,10 +274,11 @@ def combine(
 
 @dataclass(slots=True)
 class Shares:
-    """How one step's row of tiles is cut: `ends` and `shares` as in `share_kernel`."""
+    """How one step's row of tiles is cut: `ends` and `shares` as in `share_kernel`, for one `skip`."""
 
-    ends_S: torch.Tensor
+    ends_S1: torch.Tensor
     shares_W4: torch.Tensor
+    skip: int
 
 
 class TritonDecode:
@@ -225,32 +301,58 @@ class TritonDecode:
         self.arrived = torch.zeros(parts[:2], dtype=torch.int32, device=c.device)
         block_h, reduce_r = triton.next_power_of_2(c.head_dim), triton.next_power_of_2(self.group)
         self.constants = {
-            "R": self.group, "H": c.head_dim, "P": c.block_size, "BLOCK_R": max(16, reduce_r), "BLOCK_H": block_h,
-            "REDUCE_R": reduce_r, "REDUCE_C": max(1, 4096 // (block_h * reduce_r)),
-            "PRECISION": "ieee" if c.dtype == torch.float32 else "tf32",
+            "R": self.group, "K": c.num_kv_heads, "H": c.head_dim, "P": c.block_size, "BLOCK_R": max(16, reduce_r),
+            "BLOCK_H": block_h, "REDUCE_R": reduce_r, "REDUCE_C": max(1, 4096 // (block_h * reduce_r)),
+            "PRECISION": "ieee" if c.dtype == torch.float32 else "tf32", "BLOCK_N": settings.block_n,
+            "AHEAD": settings.ahead, "num_warps": settings.num_warps, "num_stages": settings.num_stages,
         }  # fmt: skip
 
     def shares(self, inputs: AttentionInput) -> Shares:
-        """Cut the work of a step, on the device, from the lengths that are there when it runs."""
-        num_seqs, device = inputs.num_decodes, self.context.device
-        ends_S = torch.empty(num_seqs, dtype=torch.int32, device=device)
+        """Cut the work of a step's decoding sequences, on the device, from the lengths that are there when it runs."""
+        num_seqs, device, skip = inputs.num_seqs, self.context.device, int(inputs.settled)
+        least = self.settings.least if 2 * num_seqs <= self.num_shares else 0  # else there are too few for that
+        ends_S1 = torch.empty(num_seqs + 1, dtype=torch.int32, device=device)
         shares_W4 = torch.empty((self.num_shares, 4), dtype=torch.int32, device=device)
         share_kernel[(triton.cdiv(self.num_shares, 8),)](
-            inputs.context_lens_S, ends_S, shares_W4, num_seqs, self.num_shares,
+            inputs.query_start_S1, inputs.context_lens_S, ends_S1, shares_W4, num_seqs, self.num_shares,
             BLOCK_N=self.settings.block_n, BLOCK_S=max(32, triton.next_power_of_2(num_seqs)), BLOCK_W=8,
+            LEAST=least, SKIP=skip,
         )  # fmt: skip
-        return Shares(ends_S, shares_W4)
+        return Shares(ends_S1, shares_W4, skip)
 
     def __call__(
         self, shares: Shares, inputs: AttentionInput, query_SNH: torch.Tensor, key_BPKH: torch.Tensor,
         value_BPKH: torch.Tensor, out_SNH: torch.Tensor,
     ) -> None:  # fmt: skip
-        """Attention of the leading sequences, with the work cut as `shares` says."""
+        """Attention of the leading sequences that decode, with the work cut as `shares` says."""
+        assert shares.skip == 0
+        nothing = (None, None, None, None, 0.0)
+        self._launch(
+            shares, inputs, query_SNH, query_SNH.stride()[:2], nothing, 0, key_BPKH, value_BPKH, out_SNH, False, False
+        )
+
+    def project(
+        self, shares: Shares, inputs: AttentionInput, projection: Projection, key_BPKH: torch.Tensor,
+        value_BPKH: torch.Tensor, out_SNH: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """The same for queries, keys and values that are yet to be normed, rotated and stored. All sequences decode."""
+        assert shares.skip == 1
+        p = projection
+        self._launch(
+            shares, inputs, p.qkv_TE, (p.qkv_TE.stride(0), self.context.head_dim),
+            (p.q_weight_H, p.k_weight_H, p.cos_LH, p.sin_LH, p.eps), p.cos_LH.stride(0), key_BPKH, value_BPKH, out_SNH,
+            p.q_weight_H is not None, p.k_weight_H is not None,
+        )  # fmt: skip
+
+    def _launch(
+        self, shares: Shares, inputs: AttentionInput, query: torch.Tensor, query_strides: tuple[int, ...],
+        rotation: tuple[Any, ...], table_stride: int, key_BPKH: torch.Tensor, value_BPKH: torch.Tensor,
+        out_SNH: torch.Tensor, q_norm: bool, k_norm: bool,
+    ) -> None:  # fmt: skip
         decode_kernel[(self.context.num_kv_heads, self.num_shares)](
-            out_SNH, query_SNH, key_BPKH, value_BPKH, inputs.block_tables_SB, inputs.context_lens_S,
-            shares.ends_S, shares.shares_W4, self.partial, self.lse, self.arrived, self.context.scale * LOG2_E,
-            query_SNH.shape[0], self.num_shares, *out_SNH.stride()[:2], *query_SNH.stride()[:2],
-            *key_BPKH.stride()[:3], *value_BPKH.stride()[:3], inputs.block_tables_SB.stride(0), **self.constants,
-            BLOCK_N=self.settings.block_n, num_warps=self.settings.num_warps, num_stages=self.settings.num_stages,
-            **overlap(out_SNH),
+            out_SNH, query, key_BPKH, value_BPKH, inputs.block_tables_SB, inputs.context_lens_S, shares.ends_S1,
+            shares.shares_W4, self.partial, self.lse, self.arrived, *rotation, self.context.scale * LOG2_E,
+            inputs.num_seqs, self.num_shares, *out_SNH.stride()[:2], *query_strides, *key_BPKH.stride()[:3],
+            *value_BPKH.stride()[:3], inputs.block_tables_SB.stride(0), table_stride, **self.constants,
+            SKIP=shares.skip, Q_NORM=q_norm, K_NORM=k_norm, **overlap(out_SNH),
         )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nanoflow.core.interfaces import AttentionContext, NoOptions
-from nanoflow.core.types import AttentionInput
+from nanoflow.core.types import AttentionInput, Projection
 from nanoflow.plugins.attention.paged import PagedAttention
 from nanoflow.plugins.attention.triton_decode import Shares, TritonDecode
 from nanoflow.plugins.attention.triton_prefill import TritonPrefill
@@ -26,25 +26,33 @@ class TritonAttention(PagedAttention):
         self.tiles: torch.Tensor
 
     def plan_decode(self, inputs: AttentionInput) -> None:
-        settings = decode_settings(self.context, inputs.num_decodes, self.shared_memory)
+        settings = decode_settings(self.context, inputs.num_seqs, self.shared_memory)
         if settings not in self.decoders:
             self.decoders[settings] = TritonDecode(self.context, settings, self.num_sms)
         self.decoder = self.decoders[settings]
+        self.shares = self.decoder.shares(inputs)
 
-    def plan_prefill(self, inputs: AttentionInput) -> None:
-        self.tiles = self.prefiller.tiles(inputs)
+    def plan_mix(self, inputs: AttentionInput) -> None:
+        self.plan_decode(inputs)
+        self.tiles = self.prefiller.tiles(inputs, beside_decodes=True)
 
-    def decode(self, layer: int, query_SNH: torch.Tensor, out_SNH: torch.Tensor | None = None) -> torch.Tensor:
-        if layer == 0:
-            self.shares = self.decoder.shares(self.inputs)
-        out_SNH = query_SNH.new_empty(query_SNH.shape) if out_SNH is None else out_SNH
+    def decode(self, layer: int, query_SNH: torch.Tensor) -> torch.Tensor:
+        out_SNH = torch.empty(query_SNH.shape, dtype=query_SNH.dtype, device=query_SNH.device)
         self.decoder(self.shares, self.inputs, query_SNH, *self.cache(layer), out_SNH)
         return out_SNH
 
-    def prefill(self, layer: int, query_TNH: torch.Tensor, out_TNH: torch.Tensor | None = None) -> torch.Tensor:
-        out_TNH = query_TNH.new_empty(query_TNH.shape) if out_TNH is None else out_TNH
+    def mix(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
+        out_TNH = self.decode(layer, query_TNH)  # writes the rows of leading decodes, and no others
         self.prefiller(self.tiles, self.inputs, query_TNH, *self.cache(layer), out_TNH)
         return out_TNH
+
+    def project_and_attend(self, layer: int, projection: Projection) -> torch.Tensor | None:
+        if not self.inputs.settled:
+            return None
+        qkv, c = projection.qkv_TE, self.context
+        out_SNH = torch.empty((len(qkv), c.num_heads, c.head_dim), dtype=qkv.dtype, device=qkv.device)
+        self.decoder.project(self.shares, self.inputs, projection, *self.cache(layer), out_SNH)
+        return out_SNH
 
     def store(self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor) -> None:
         store(key_TKH, value_TKH, *self.cache(layer), self.slot_mapping_T)

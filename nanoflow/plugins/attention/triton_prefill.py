@@ -2,12 +2,11 @@
 
 FlashAttention-2 (Dao, 2023): one program a tile of queries, which goes over the keys with a running softmax. A tile
 holds the query heads of one KV head side by side, so that short chunks fill it and keys are read once for all of them.
-Tiles are listed on the host with the longest first, so that the last ones to finish are short.
+Tiles are listed on the device, those of a sequence that see most first; so a captured step can follow its lengths.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -16,6 +15,41 @@ from nanoflow.core.interfaces import AttentionContext
 from nanoflow.core.types import AttentionInput
 from nanoflow.plugins.attention.triton_decode import HIDDEN, LOG2_E, block_ids
 from nanoflow.plugins.attention.triton_settings import PrefillSettings
+
+
+@triton.jit(do_not_specialize=["num_seqs", "num_tiles"])
+def tile_kernel(
+    query_start_ptr, context_lens_ptr, tiles_ptr, num_seqs, num_tiles,
+    QUERIES: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_W: tl.constexpr, BESIDE_DECODES: tl.constexpr,
+):  # fmt: skip
+    """List tiles of at most `QUERIES` queries of one sequence, int32 [W, 4].
+
+    A tile is described by its sequence, its first query's place in the batch, how many queries it has, and how many
+    tokens its first query sees. Those that there is no use for have no queries. `BESIDE_DECODES` leaves out the leading
+    sequences that have one query.
+    """
+    seqs = tl.arange(0, BLOCK_S)
+    valid = seqs < num_seqs
+    starts = tl.load(query_start_ptr + seqs, mask=valid, other=0)
+    lens = tl.load(query_start_ptr + seqs + 1, mask=valid, other=0) - starts
+    contexts = tl.load(context_lens_ptr + seqs, mask=valid, other=0)
+    if BESIDE_DECODES:
+        lens = tl.where((starts == seqs) & (lens == 1), 0, lens)
+    counts = tl.cdiv(lens, QUERIES)
+    ends = tl.cumsum(counts, 0)
+    tiles = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
+    seq = tl.sum((ends[None, :] <= tiles[:, None]).to(tl.int32), 1)  # of no sequence: BLOCK_S
+    here = seqs[None, :] == seq[:, None]
+    start = tl.sum(tl.where(here, starts[None, :], 0), 1)
+    length = tl.sum(tl.where(here, lens[None, :], 0), 1)
+    context = tl.sum(tl.where(here, contexts[None, :], 0), 1)
+    skipped = (tl.sum(tl.where(here, ends[None, :], 0), 1) - 1 - tiles) * QUERIES  # the last queries first
+    skipped = tl.where(seq < BLOCK_S, skipped, 0)
+    there = tiles < num_tiles
+    tl.store(tiles_ptr + tiles * 4, seq, mask=there)
+    tl.store(tiles_ptr + tiles * 4 + 1, start + skipped, mask=there)
+    tl.store(tiles_ptr + tiles * 4 + 2, tl.minimum(length - skipped, QUERIES), mask=there)
+    tl.store(tiles_ptr + tiles * 4 + 3, context - length + skipped + 1, mask=there)
 
 
 @triton.jit
@@ -69,16 +103,14 @@ def prefill_kernel(
     stride_t, R: tl.constexpr, H: tl.constexpr, P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile of BLOCK_M // R query tokens with the R query heads of one KV head.
-
-    A tile is described by 4 numbers: its sequence, its first query's place in the batch, how many queries it has, and
-    how many tokens its first query sees.
-    """
+    """One program: one tile, described as `tile_kernel` does it, with the R query heads of one KV head."""
     head = tl.program_id(0)
     tile_ptr = tiles_ptr + tl.program_id(1) * 4
+    num_queries = tl.load(tile_ptr + 2)
+    if num_queries == 0:
+        return
     seq = tl.load(tile_ptr).to(tl.int64)
     first_query = tl.load(tile_ptr + 1)
-    num_queries = tl.load(tile_ptr + 2)
     num_seen = tl.load(tile_ptr + 3)
     length = num_seen + num_queries - 1  # tokens that its last query sees
 
@@ -127,45 +159,26 @@ class TritonPrefill:
             "PRECISION": "ieee" if c.dtype == torch.float32 else "tf32",
         }  # fmt: skip
 
-    def tiles(self, inputs: AttentionInput) -> torch.Tensor:
-        """int32 [tiles, 4] on the device, as `prefill_kernel` reads them."""
-        tiles = list_tiles(inputs.query_lens, inputs.context_lens, inputs.num_decodes, self.queries_per_tile)
-        tensor = torch.from_numpy(tiles)
-        if self.context.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.context.device, non_blocking=True)
+    def tiles(self, inputs: AttentionInput, *, beside_decodes: bool) -> torch.Tensor:
+        """Tiles of all queries, as `tile_kernel` lists them; perhaps without those of the leading decodes."""
+        num_seqs = inputs.num_seqs
+        # Each sequence has at most one tile that isn't full.
+        num_tiles = len(inputs.slot_mapping_T) // self.queries_per_tile + num_seqs
+        tiles_W4 = torch.empty((num_tiles, 4), dtype=torch.int32, device=self.context.device)
+        tile_kernel[(triton.cdiv(num_tiles, 16),)](
+            inputs.query_start_S1, inputs.context_lens_S, tiles_W4, num_seqs, num_tiles, QUERIES=self.queries_per_tile,
+            BLOCK_S=max(32, triton.next_power_of_2(num_seqs)), BLOCK_W=16, BESIDE_DECODES=beside_decodes,
+        )  # fmt: skip
+        return tiles_W4
 
     def __call__(
-        self, tiles: torch.Tensor, inputs: AttentionInput, query_TNH: torch.Tensor, key_BPKH: torch.Tensor,
+        self, tiles_W4: torch.Tensor, inputs: AttentionInput, query_TNH: torch.Tensor, key_BPKH: torch.Tensor,
         value_BPKH: torch.Tensor, out_TNH: torch.Tensor,
     ) -> None:  # fmt: skip
-        """Attention of the sequences after the leading `num_decodes`, whose tokens `query_TNH` and `out_TNH` hold."""
-        prefill_kernel[(self.context.num_kv_heads, len(tiles))](
-            out_TNH, query_TNH, key_BPKH, value_BPKH, inputs.block_tables_SB, tiles, self.context.scale * LOG2_E,
+        """Attention of the queries in these tiles."""
+        prefill_kernel[(self.context.num_kv_heads, len(tiles_W4))](
+            out_TNH, query_TNH, key_BPKH, value_BPKH, inputs.block_tables_SB, tiles_W4, self.context.scale * LOG2_E,
             *out_TNH.stride()[:2], *query_TNH.stride()[:2], *key_BPKH.stride()[:3], *value_BPKH.stride()[:3],
             inputs.block_tables_SB.stride(0), **self.constants,
             num_warps=self.settings.num_warps, num_stages=self.settings.num_stages,
         )  # fmt: skip
-
-
-def list_tiles(query_lens: np.ndarray, context_lens: np.ndarray, num_decodes: int, queries_per_tile: int) -> np.ndarray:
-    """Tiles of the sequences from `num_decodes` on, those that see most first.
-
-    int32 rows: sequence, first query (counted from the first token that is not a decode's), number of queries, tokens
-    that the first query sees.
-    """
-    lens, contexts = query_lens[num_decodes:], context_lens[num_decodes:]
-    counts = -(-lens // queries_per_tile)
-    seqs = np.repeat(np.arange(len(lens)), counts)
-    skipped = (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)) * queries_per_tile
-    first = np.cumsum(lens) - lens
-    tiles = np.stack(
-        [
-            seqs + num_decodes,
-            first[seqs] + skipped,
-            np.minimum(lens[seqs] - skipped, queries_per_tile),
-            contexts[seqs] - lens[seqs] + skipped + 1,
-        ],
-        axis=1,
-    )
-    return tiles[np.argsort(-tiles[:, 3], kind="stable")].astype(np.int32)

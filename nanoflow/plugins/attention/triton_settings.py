@@ -22,12 +22,16 @@ class DecodeSettings:
         num_warps: warps of a program.
         num_stages: depth of the load pipeline; 1 for none.
         waves: programs a multiprocessor, over all KV heads.
+        least: fewest tiles in a share, which then has those of one sequence only; 0 for equal shares.
+        ahead: tokens, a power of two, whose keys and values a program asks for before the kernel before has ended.
     """
 
     block_n: int
     num_warps: int
     num_stages: int
     waves: float
+    least: int = 0
+    ahead: int = 0
 
     def shared_memory(self, row_bytes: int) -> int:
         """Bytes that the tiles in flight take, with keys and values of `row_bytes` each."""
@@ -52,10 +56,10 @@ class PrefillSettings:
 # head, blocks of 16 and 256. `waves` is about as many programs as a multiprocessor has room for. With fewer, 128-key
 # tiles lost a tenth at 128 sequences and more once launches overlapped; presumably programs gathered unevenly.
 DECODE = (
-    (4, DecodeSettings(block_n=128, num_warps=4, num_stages=3, waves=1)),
-    (16, DecodeSettings(block_n=64, num_warps=2, num_stages=2, waves=4)),
-    (96, DecodeSettings(block_n=64, num_warps=4, num_stages=2, waves=3)),
-    (10**9, DecodeSettings(block_n=64, num_warps=2, num_stages=2, waves=4)),
+    (4, DecodeSettings(block_n=128, num_warps=4, num_stages=3, waves=1, least=2, ahead=128)),
+    (16, DecodeSettings(block_n=64, num_warps=2, num_stages=2, waves=4, least=4, ahead=128)),
+    (96, DecodeSettings(block_n=64, num_warps=4, num_stages=2, waves=3, ahead=64)),
+    (10**9, DecodeSettings(block_n=64, num_warps=2, num_stages=2, waves=4, ahead=64)),
 )
 # By bytes of a row of keys.
 PREFILL = (

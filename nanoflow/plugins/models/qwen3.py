@@ -7,7 +7,7 @@ from torch import nn
 
 from nanoflow.core.errors import CheckpointError
 from nanoflow.core.interfaces import AttentionBackend, ModelArch, ModelContext
-from nanoflow.core.layers import Embedding, GatedLinear, Linear, RMSNorm, RotaryEmbedding, Rotation, norm_rotate_store
+from nanoflow.core.layers import Embedding, GatedLinear, Linear, RMSNorm, RotaryEmbedding, Rotation, attend
 
 
 class Qwen3Attention(nn.Module):
@@ -31,8 +31,8 @@ class Qwen3Attention(nn.Module):
         attention: AttentionBackend,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         qkv, residual = self.qkv_proj.normed(norm, x, residual)
-        q = norm_rotate_store(qkv, self.q_norm, self.k_norm, rotation, attention, self.layer)
-        return self.o_proj.summands(attention.attend(self.layer, q).flatten(-2)), residual
+        out = attend(qkv, self.q_norm, self.k_norm, rotation, attention, self.layer)
+        return self.o_proj.summands(out.flatten(-2)), residual
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor]:
         return (

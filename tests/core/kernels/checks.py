@@ -9,9 +9,13 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from nanoflow.core.graphs import RowState, gather_rows
 from nanoflow.core.kernels import gate, linear, norm, rotary, sampling
+from nanoflow.core.kernels import rows as kernels_rows
 from nanoflow.core.layers import apply_rotary
 from nanoflow.core.sampler import Filters, gumbel_noise, keep_likely, keep_top
+from nanoflow.core.step import StepInput
+from nanoflow.core.types import Projection
 
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -79,7 +83,8 @@ def check_rotary(
     cache = torch.full((num_blocks, 2, kv_heads, block_size, head_dim + 16), torch.nan, dtype=dtype, device=device)
     keys, values = (cache[:, i, ..., :head_dim].transpose(1, 2) for i in (0, 1))
     poison(device)
-    query = rotary.norm_rotate_store(qkv, q_weight, k_weight, 1e-6, cos, sin, positions, slots, keys, values)
+    projection = Projection(qkv, q_weight, k_weight, 1e-6, cos, sin, positions)
+    query = rotary.norm_rotate_store(projection, slots, keys, values)
 
     split = qkv.float().unflatten(-1, (-1, head_dim)).split([heads, kv_heads, kv_heads], 1)
     q, k = split[:2]
@@ -173,7 +178,7 @@ def check_filters(rows: int, size: int, dtype: torch.dtype, device: str, ties: b
     limits = (filters.top_k_S, filters.top_p_S, filters.min_p_S)
     lowest = sampling.thresholds(logits, temperature.to(device), *(limit.to(device) for limit in limits)).cpu()
     scores = (logits.float().cpu() / temperature.clamp(min=1e-10).unsqueeze(-1)).double()
-    kept = scores >= lowest.unsqueeze(-1)
+    kept = logits.float().cpu() >= lowest.unsqueeze(-1)
     bounds = []
     for slack in (-1e-6, 1e-6):
         top_p, min_p = filters.top_p_S.double(), filters.min_p_S.double()
@@ -186,3 +191,32 @@ def check_filters(rows: int, size: int, dtype: torch.dtype, device: str, ties: b
     seed, position = torch.arange(rows), torch.arange(rows) + 7
     drawn = sampling.draw(logits, *(x.to(device) for x in (temperature, seed, position, lowest)))
     assert kept[random_rows].gather(-1, drawn.cpu()[random_rows].unsqueeze(-1)).all()
+
+
+def check_gather_rows(num_tokens: int, num_seqs: int, width: int, block_size: int, device: str) -> None:
+    """All that the contexts need of the block tables, and everything else, is what the twin gives."""
+    generator = torch.Generator().manual_seed(num_tokens)
+    num_rows = num_seqs + 2
+
+    def integers(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator)
+
+    tables, last_token = integers(0, 10**6, num_rows, width).int(), integers(0, 10**5, num_rows)
+    rows = RowState(tables, last_token, torch.rand(num_rows, generator=generator), integers(-(2**62), 2**62, num_rows))
+    context_lens = integers(1, width * block_size + 1, num_seqs).int()
+    token_ids, nothing = integers(-num_rows, 1000, num_tokens), torch.empty(0)
+    step = StepInput(
+        token_ids, nothing, nothing, torch.randperm(num_rows, generator=generator)[:num_seqs], nothing, nothing,
+        context_lens,
+    )  # fmt: skip
+    expected_tables = torch.empty(num_seqs, width, dtype=torch.int32)
+    expected = gather_rows(rows, step, block_size, expected_tables)
+    found_tables = torch.full((num_seqs, width), -1, dtype=torch.int32, device=device)
+    found = kernels_rows.gather_rows(
+        *(x.to(device) for x in (token_ids, last_token, step.rows_S, context_lens, tables)),
+        rows.temperature_R.to(device), rows.seed_R.to(device), block_size, found_tables,
+    )  # fmt: skip
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine.cpu(), theirs)
+    needed = torch.arange(width) < (-(-context_lens // block_size)).unsqueeze(-1)
+    assert torch.equal(found_tables.cpu(), expected_tables.where(needed, -1))

@@ -68,3 +68,8 @@ def test_draw(ties: bool, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("ties", [False, True])
 def test_filters(ties: bool, dtype: torch.dtype) -> None:
     checks.check_filters(12, 1300, dtype, "cpu", ties)
+
+
+@pytest.mark.parametrize(("num_tokens", "num_seqs", "width"), [(3, 3, 5), (300, 4, 1500)])
+def test_gather_rows(num_tokens: int, num_seqs: int, width: int) -> None:
+    checks.check_gather_rows(num_tokens, num_seqs, width, 16, "cpu")

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from nanoflow.core.interfaces import AttentionBackend, AttentionContext, NoOptions
-from nanoflow.core.types import AttentionInput
+from nanoflow.core.layers import apply_rotary
+from nanoflow.core.types import AttentionInput, Projection
 from nanoflow.plugins.attention.torch_paged import TorchAttention
 
 CPU = torch.device("cpu")
@@ -126,6 +128,39 @@ def errors(
         for mine, theirs in zip(backend.cache(layer), reference.cache(layer), strict=True):
             assert torch.equal(mine.float(), theirs), "exactly the new slots were written"
         found.append(float((out.double() - expected.double()).norm() / expected.double().norm()))
+    return found
+
+
+def projected_errors(
+    build: type[AttentionBackend], config: object, c: AttentionContext, case: Case, *, normed: bool, seed: int = 0
+) -> list[float]:
+    """As `errors` of `project_and_attend`, for a batch of decodes; of the new keys in the cache, too."""
+    backend, reference = build(config, c), TorchAttention(NoOptions(), replace(c, dtype=torch.float32))
+    for one in (backend, reference):
+        one.allocate(case.num_blocks)
+        one.plan(replace(case.inputs(c.block_size, c.device), settled=True))
+    fill(backend, c, case, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed + 1)
+    positions = torch.from_numpy(case.context_lens - 1).to(c.device)
+    angles = torch.rand(int(case.context_lens.max()), c.head_dim // 2, generator=generator).to(c.device) * 6
+    cos, sin = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
+    weights = torch.randn(2, c.head_dim, generator=generator).to(c.device, c.dtype) if normed else (None, None)
+    found = []
+    for layer in range(c.num_layers):
+        for mine, theirs in zip(backend.cache(layer), reference.cache(layer), strict=True):
+            theirs.copy_(mine)
+        qkv = torch.randn(len(positions), (c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 16, generator=generator)
+        qkv = qkv.to(c.device, c.dtype)[:, :-16]
+        poison(qkv[:, : c.num_heads * c.head_dim].unflatten(-1, (-1, c.head_dim)))
+        out = backend.project_and_attend(layer, Projection(qkv, *weights, 1e-6, cos, sin, positions))
+        assert out is not None
+        q, k, v = qkv.float().unflatten(-1, (-1, c.head_dim)).split([c.num_heads, c.num_kv_heads, c.num_kv_heads], 1)
+        if normed:
+            q, k = (F.rms_norm(x, (c.head_dim,), w.float(), 1e-6) for x, w in zip((q, k), weights, strict=True))
+        q, k = (apply_rotary(x, cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)) for x in (q, k))
+        expected = reference.forward(layer, q, k, v)
+        pairs = [(out, expected), *zip(backend.cache(layer), reference.cache(layer), strict=True)]
+        found += [float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs]
     return found
 
 

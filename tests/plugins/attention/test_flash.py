@@ -8,7 +8,7 @@ import torch
 from nanoflow.core.errors import ConfigError
 from nanoflow.core.interfaces import Component
 from nanoflow.plugins.attention import nanoflow_attention_backends, options
-from nanoflow.plugins.attention.flash import decode_splits
+from nanoflow.plugins.attention.flash import splits
 from nanoflow.plugins.attention.flash_versions import VERSIONS, choose
 from nanoflow.plugins.attention.options import FLASH_PACKAGES, FlashConfig
 from tests.plugins.attention.batches import context
@@ -62,7 +62,7 @@ def test_num_splits_is_checked(value: object) -> None:
 
 
 def test_few_sequences_are_split() -> None:
-    splits = [decode_splits(num_tiles, 132) for num_tiles in (1, 8, 64, 256, 2048)]
-    assert splits == sorted(splits, reverse=True)
-    assert splits[0] > 1
-    assert splits[-1] == 1
+    counts = [splits(num_tiles, 132) for num_tiles in (1, 8, 64, 256, 2048)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > 1
+    assert counts[-1] == 1

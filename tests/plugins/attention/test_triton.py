@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -29,19 +28,6 @@ def test_kernels_under_the_interpreter() -> None:
         timeout=300, check=False,
     )  # fmt: skip
     assert process.returncode == 0, process.stdout + process.stderr
-
-
-def test_tiles_cover_each_query_once_longest_first() -> None:
-    from nanoflow.plugins.attention.triton_prefill import list_tiles
-
-    query_lens, context_lens = np.array([1, 1, 70, 2, 33]), np.array([9, 4, 100, 50, 33])
-    tiles = list_tiles(query_lens, context_lens, 2, 16)
-    covered = sorted(place for _, first, count, _ in tiles.tolist() for place in range(first, first + count))
-    assert covered == list(range(105))
-    assert (np.diff(tiles[:, 3]) <= 0).all()
-    for seq, first, _, seen in tiles.tolist():
-        start = query_lens[2:seq].sum()
-        assert seen == context_lens[seq] - query_lens[seq] + (first - start) + 1
 
 
 @pytest.mark.parametrize(

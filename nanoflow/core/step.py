@@ -1,0 +1,170 @@
+"""What one step reads, as arrays that travel to the device in one copy.
+
+A running sequence has a row in buffers on the device: its block table, its sampling parameters, the last token that it
+sampled. The host says which rows run, and where their new tokens go; it need not know the values of tokens that an
+earlier step is still to bring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from nanoflow.core.types import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """The arrays of a step of T tokens in S sequences: numpy's on the host, or torch's.
+
+    Attributes:
+        token_ids_T: int64; -1 - r stands for the last token that row r sampled.
+        positions_T: int64.
+        slots_T: int64; as `AttentionInput.slot_mapping_T`.
+        rows_S: int64; the row of each sequence.
+        targets_S: int64; the row whose last token the sampled one becomes: its own, or the padding row if the step
+            doesn't reach the sequence's end.
+        query_start_S1: int32; as in `AttentionInput`.
+        context_lens_S: int32; as in `AttentionInput`. Also the position of the token to be sampled.
+    """
+
+    token_ids_T: Any
+    positions_T: Any
+    slots_T: Any
+    rows_S: Any
+    targets_S: Any
+    query_start_S1: Any
+    context_lens_S: Any
+
+
+class StepBuffer:
+    """Memory for a `StepInput`, on the host (pinned, if a GPU shall copy it) or on a device.
+
+    Attributes:
+        num_tokens: T.
+        num_seqs: S.
+        arrays: views of the memory as numpy arrays; on the host only.
+        tensors: the same as tensors.
+    """
+
+    def __init__(self, num_tokens: int, num_seqs: int, device: torch.device, *, pinned: bool = False) -> None:
+        self.num_tokens, self.num_seqs = num_tokens, num_seqs
+        num_bytes = 8 * (3 * num_tokens + 2 * num_seqs) + 4 * (2 * num_seqs + 1)
+        self.memory = torch.empty(num_bytes, dtype=torch.uint8, device=device, pin_memory=pinned)
+
+    @property
+    def arrays(self) -> StepInput:
+        return self._split(self.memory.numpy(), np.int64, np.int32)
+
+    @property
+    def tensors(self) -> StepInput:
+        return self._split(self.memory, torch.int64, torch.int32)
+
+    def _split(self, memory: Any, long: Any, integer: Any) -> StepInput:
+        T, S = self.num_tokens, self.num_seqs
+        longs, integers = memory[: 8 * (3 * T + 2 * S)].view(long), memory[8 * (3 * T + 2 * S) :].view(integer)
+        return StepInput(
+            token_ids_T=longs[:T],
+            positions_T=longs[T : 2 * T],
+            slots_T=longs[2 * T : 3 * T],
+            rows_S=longs[3 * T : 3 * T + S],
+            targets_S=longs[3 * T + S :],
+            query_start_S1=integers[: S + 1],
+            context_lens_S=integers[S + 1 :],
+        )
+
+
+class BlockTables:
+    """The block table of each row, on the host and on the device, where only changes are sent.
+
+    Args:
+        num_rows: rows of sequences; one more is the padding row.
+        width: most blocks in a row.
+        padding_block: what the padding row is filled with.
+        device: where `on_device` lives.
+
+    Attributes:
+        on_host: int32 numpy array [rows + 1, B].
+        on_device: the same as a tensor, up to date after `send`.
+    """
+
+    def __init__(self, num_rows: int, width: int, padding_block: int, device: torch.device) -> None:
+        self.on_host = np.zeros((num_rows + 1, width), np.int32)
+        self.on_host[-1] = padding_block
+        self.lengths = [0] * num_rows  # entries of each row that are in force
+        # On a CPU both are the same memory.
+        self.on_device = torch.from_numpy(self.on_host).to(device)
+        self.changes: list[tuple[int, int, list[int]]] = []
+
+    def update(self, row: int, blocks: list[int]) -> None:
+        """The row's table is now `blocks`, of which the first are as they were."""
+        known = self.lengths[row]
+        if known < len(blocks):
+            self.on_host[row, known : len(blocks)] = blocks[known:]
+            self.changes.append((row, known, blocks[known:]))
+            self.lengths[row] = len(blocks)
+
+    def clear(self, row: int) -> None:
+        """The row is somebody else's from now on."""
+        self.lengths[row] = 0
+
+    def send(self) -> None:
+        """Bring the device up to date."""
+        if self.changes and self.on_device.is_cuda:
+            width = self.on_host.shape[1]
+            places = np.concatenate([row * width + first + np.arange(len(new)) for row, first, new in self.changes])
+            entries = torch.from_numpy(np.stack((places, self.on_host.reshape(-1)[places])))
+            entries = entries.pin_memory().to(self.on_device.device, non_blocking=True)
+            self.on_device.view(-1).index_copy_(0, entries[0], entries[1].int())
+        self.changes.clear()
+
+
+def fill(
+    step: StepInput, batch: Batch, rows: np.ndarray, tables: np.ndarray, block_size: int, *, settled: bool
+) -> None:
+    """Write a batch into the arrays of a step that may be larger; what is left over is padding.
+
+    Left-over sequences are of the padding row, which is the last in `tables`. In a settled step each of them has one
+    token; otherwise the first of them has all left-over tokens, as a prompt of its own would, and the rest have none.
+
+    Args:
+        step: arrays on the host.
+        batch: what to compute.
+        rows: int64 [S]; rows of the batch's sequences.
+        tables: int32 [rows + 1, B]; their block tables.
+        block_size: P.
+        settled: as in `AttentionInput`.
+    """
+    padding_row, num_seqs = len(tables) - 1, len(rows)
+    lens, starts = np.array(batch.num_tokens), np.array(batch.starts)
+    num_tokens = int(lens.sum())
+    spare_tokens, spare_seqs = len(step.token_ids_T) - num_tokens, len(step.rows_S) - num_seqs
+    spare_lens = np.zeros(spare_seqs, np.int64)
+    if settled:
+        spare_lens[:] = 1
+    elif spare_tokens:
+        spare_lens[0] = spare_tokens
+    step.rows_S[:num_seqs], step.rows_S[num_seqs:] = rows, padding_row
+    step.targets_S[:num_seqs], step.targets_S[num_seqs:] = np.where(batch.samples, rows, padding_row), padding_row
+    all_lens, all_starts = np.concatenate((lens, spare_lens)), np.concatenate((starts, np.zeros_like(spare_lens)))
+    step.query_start_S1[0] = 0
+    np.cumsum(all_lens, out=step.query_start_S1[1:])
+    step.context_lens_S[:] = np.maximum(all_starts + all_lens, 1)
+    first = step.query_start_S1[:-1]
+    np.add(np.arange(len(step.token_ids_T)), np.repeat(all_starts - first, all_lens), out=step.positions_T)
+    blocks = tables[np.repeat(step.rows_S, all_lens), step.positions_T // block_size].astype(np.int64)
+    np.add(blocks * block_size, step.positions_T % block_size, out=step.slots_T)
+    step.token_ids_T[:num_tokens], step.token_ids_T[num_tokens:] = _token_ids(batch, rows), 0
+
+
+def _token_ids(batch: Batch, rows: np.ndarray) -> list[int]:
+    """Known values, and for those in flight the row that samples them."""
+    token_ids: list[int] = []
+    for sequence, start, count, row in zip(batch.sequences, batch.starts, batch.num_tokens, rows.tolist(), strict=True):
+        token_ids += sequence.token_ids[start : start + count]
+        if start + count > len(sequence.token_ids):
+            token_ids.append(-1 - row)
+    return token_ids
