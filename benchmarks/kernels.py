@@ -33,12 +33,13 @@ from nanoflow.core.kernels.rotary import norm_rotate_store
 from nanoflow.core.kernels.sampling import draw, thresholds
 from nanoflow.core.layers import apply_rotary
 from nanoflow.core.sampler import gumbel_noise, keep_likely, keep_top
+from nanoflow.core.types import Projection
 
 DEVICE, DTYPE = "cuda", torch.bfloat16
 VOCAB_SIZE, HEAD_DIM, BLOCK_SIZE = 151_936, 128, 256
 # hidden, layers, query heads, KV heads, inner
 MODELS = {"0.6B": (1024, 28, 16, 8, 3072), "8B": (4096, 36, 32, 8, 12288)}
-TUNED_ROWS = (1, 8, 64)
+TUNED_ROWS = (1, 8, 64, 256)
 
 VECTORS = [
     Vector(*values)
@@ -47,17 +48,20 @@ VECTORS = [
         (2, 2048, 4), (4, 2048, 4), (4, 2048, 8), (1, 4096, 4), (2, 4096, 4), (2, 4096, 8), (4, 4096, 8),
     )
 ]  # fmt: skip
-TILES = [
-    Tile(tokens, rows, columns, splits, warps, stages)
-    for (tokens, rows, columns, warps, stages), splits in itertools.product(
-        (
-            (16, 16, 256, 2, 4), (16, 32, 128, 4, 4), (16, 32, 128, 4, 6), (64, 16, 128, 4, 6), (64, 16, 256, 4, 4),
-            (64, 32, 64, 4, 8), (64, 32, 128, 4, 4), (64, 32, 128, 4, 6), (64, 32, 256, 4, 3), (64, 64, 64, 4, 6),
-            (64, 64, 128, 4, 4),
-        ),
-        (1, 2, 4),
-    )
-]  # fmt: skip
+TILES = {  # for x of so many rows: tokens, rows, columns, warps, stages
+    8: (
+        (16, 16, 256, 2, 4), (16, 16, 512, 4, 3), (16, 32, 128, 4, 4), (16, 32, 128, 4, 6), (16, 64, 64, 4, 6),
+        (64, 32, 128, 4, 4), (64, 32, 128, 4, 6),
+    ),
+    64: (
+        (64, 16, 128, 4, 6), (64, 32, 64, 4, 8), (64, 32, 128, 4, 4), (64, 32, 128, 4, 6), (64, 64, 64, 4, 6),
+        (64, 64, 128, 4, 4),
+    ),
+    256: (
+        (64, 64, 64, 4, 5), (64, 64, 128, 4, 4), (64, 128, 64, 4, 4), (128, 32, 128, 4, 4), (128, 64, 64, 4, 5),
+        (128, 64, 128, 4, 3), (128, 64, 64, 8, 5), (128, 128, 64, 8, 4), (256, 32, 64, 8, 5), (256, 64, 64, 8, 4),
+    ),
+}  # fmt: skip
 Settings = dict[tuple[int, int, int], Vector | Tile | None]  # by outputs, size and rows of x; None is cuBLAS
 
 
@@ -82,7 +86,11 @@ class Product:
     def settings(self, rows: int) -> list[Any]:
         if rows == 1:
             return [s for s in VECTORS if s.columns <= max(512, 2 ** (self.size - 1).bit_length())]
-        return [None, *(s for s in TILES if s.splits == 1 or (self.may_split and self.size >= s.splits * s.columns))]
+        found: list[Any] = [None]
+        for (*shape, warps, stages), splits, ahead in itertools.product(TILES[rows], (1, 2, 4), (False, True)):
+            if splits == 1 or (self.may_split and self.size >= splits * shape[-1]):
+                found.append(Tile(*shape, splits, warps, stages, ahead and rows < 256))
+        return list(dict.fromkeys(found))
 
 
 def products(model: str) -> list[Product]:
@@ -127,11 +135,11 @@ def read_bandwidth() -> float:
 def warm(worker: int, workers: int) -> None:
     """Compile every workers-th setting, so that Triton's cache has it."""
     jobs = {
-        (rows, setting, product.gate, product.normed, product.size % (2 * setting.columns)): product
+        (rows, setting, product.gate, product.normed, product.size): product
         for product in products("0.6B") + products("8B")
         for rows in TUNED_ROWS
         for setting in product.settings(rows)
-        if setting is not None and (rows == 1 or setting.splits == 1)
+        if setting is not None
     }
     for (rows, setting, *_), product in list(jobs.items())[worker::workers]:
         x, weight = random(rows, product.size), random(min(product.outputs, 4096), product.size)
@@ -228,10 +236,8 @@ class Model:
         x, residual = None, self.inputs[self.hidden].clone()
         for qkv_proj, o_proj, gate_up, down in self.layers:
             qkv, residual = self.normed(x, residual, qkv_proj, False)
-            q = norm_rotate_store(
-                qkv, self.head_norm, self.head_norm, 1e-6, self.cos, self.sin, self.positions, self.positions,
-                self.cache[0], self.cache[1],
-            )  # fmt: skip
+            projection = Projection(qkv, self.head_norm, self.head_norm, 1e-6, self.cos, self.sin, self.positions)
+            q = norm_rotate_store(projection, self.positions, self.cache[0], self.cache[1])
             x = linear.linear(q.flatten(1), o_proj, may_split=True)
             x, residual = self.normed(x, residual, gate_up, True)
             x = linear.linear(x, down, may_split=True)
@@ -305,7 +311,7 @@ def small_kernels(bandwidth: float, report: dict[str, Any]) -> None:
         row(
             f"norm, rotate, store [{rows}, {qkv.shape[1]}]", plain,
             lambda q=qkv, p=positions, c=cache: norm_rotate_store(
-                q, head_weight, head_weight, 1e-6, cos, sin, p, p, c[0], c[1]
+                Projection(q, head_weight, head_weight, 1e-6, cos, sin, p), p, c[0], c[1]
             ),
             2 * qkv.nbytes,
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +11,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanoflow.core.interfaces import AttentionBackend, AttentionContext, NoOptions
+from nanoflow.core.types import AttentionInput
 from nanoflow.plugins.attention import nanoflow_attention_backends
 from nanoflow.plugins.attention.options import FlashConfig
 from nanoflow.plugins.attention.torch_paged import TorchAttention
-from tests.plugins.attention.batches import Case, context, errors, fill, projections
+from tests.plugins.attention.batches import Case, context, errors, fill, projected_errors, projections
 
 DEVICE = torch.device("cuda")
 BLOCK_SIZES = (16, 64, 256)
@@ -86,6 +87,94 @@ def test_splits(num_splits: int) -> None:
         assert max(errors(build, FlashConfig(num_splits=num_splits), c, case)) < 1e-2
 
 
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("group", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_projections(dtype: torch.dtype, group: int, head_dim: int) -> None:
+    """Norm, rotation, storing and attention in one kernel."""
+    rng = np.random.default_rng(0)
+    for block_size in BLOCK_SIZES:
+        c = context(group, head_dim, block_size, dtype, DEVICE)
+        build, config = builder("triton", c)
+        for count in (1, 2, 9, 37, 200):
+            case = Case.draw(rng, block_size, rng.integers(1, 900, count).tolist())
+            found = projected_errors(build, config, c, case, normed=count != 9)
+            assert max(found) < BOUNDS[dtype], (block_size, count)
+
+
+def captured(step: Callable[[], list[torch.Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]:
+    """The step as a graph, and what its replays write."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outs = step()
+    return graph, outs
+
+
+@pytest.mark.parametrize("num_tokens", [48, 300])
+@pytest.mark.parametrize("block_size", [16, 256])
+@pytest.mark.parametrize("name", ["triton", "flash", "hybrid"])
+def test_replays_of_any_mix(name: str, block_size: int, num_tokens: int) -> None:
+    """One capture serves decodes, chunks and both; what is left over is a sequence of padding, and some without tokens."""
+    c = context(2, 128, block_size, torch.bfloat16, DEVICE)
+    build, config = builder(name, c)
+    rng, num_seqs, longest = np.random.default_rng(1), 24, 2048
+    width, num_blocks = longest // block_size, 24 * longest // block_size + 1
+    backend, reference = build(config, c), TorchAttention(NoOptions(), replace(c, dtype=torch.float32))
+    for one in (backend, reference):
+        one.allocate(num_blocks)
+    query, key, value = projections(c, num_tokens, torch.Generator().manual_seed(0))
+    inputs = AttentionInput(
+        slot_mapping_T=torch.full((num_tokens,), (num_blocks - 1) * block_size, device=DEVICE),
+        query_start_S1=torch.full((num_seqs + 1,), num_tokens, dtype=torch.int32, device=DEVICE),
+        context_lens_S=torch.ones(num_seqs, dtype=torch.int32, device=DEVICE),
+        block_tables_SB=torch.full((num_seqs, width), num_blocks - 1, dtype=torch.int32, device=DEVICE),
+        query_lens=np.full(num_seqs, num_tokens),
+        context_lens=np.full(num_seqs, longest),
+        num_decodes=0,
+    )
+    inputs.query_start_S1[0] = 0
+
+    def step() -> list[torch.Tensor]:
+        backend.plan(inputs)
+        return [backend.forward(layer, query, key, value) for layer in range(c.num_layers)]
+
+    graph, outs = captured(step)
+    mixes = [
+        (5, []),
+        (0, [(num_tokens, 0)]),
+        (20, [(2, 40), (17, 900)]),
+        (3, [(9, 0), (1, 77), (20, 300)]),
+        (1, [(30, 1)]),
+    ]
+    for num_decodes, chunks in mixes:
+        case = Case.draw(rng, block_size, rng.integers(1, longest, num_decodes).tolist(), chunks, spare=0)
+        now, used, count = case.inputs(block_size, DEVICE), int(case.query_lens.sum()), len(case.query_lens)
+        inputs.slot_mapping_T.fill_((num_blocks - 1) * block_size)[:used] = now.slot_mapping_T
+        inputs.query_start_S1.fill_(num_tokens)[: count + 1] = now.query_start_S1
+        inputs.context_lens_S.fill_(1)[:count] = now.context_lens_S
+        inputs.context_lens_S[count] = max(1, num_tokens - used)
+        inputs.block_tables_SB.fill_(num_blocks - 1)[:count, : now.block_tables_SB.shape[1]] = now.block_tables_SB[
+            :, :width
+        ]
+        for layer in range(c.num_layers):
+            for mine, theirs in zip(backend.cache(layer), reference.cache(layer), strict=True):
+                mine.copy_(torch.randn(mine.shape, device=DEVICE))
+                theirs.copy_(mine)
+        for out in outs:
+            out.fill_(torch.nan)
+        graph.replay()
+        reference.plan(now)
+        for layer, out in enumerate(outs):
+            expected = reference.forward(layer, *(x[:used].float() for x in (query, key, value)))
+            assert float((out[:used].float() - expected).norm() / expected.norm()) < 1e-2, (num_decodes, chunks)
+
+
 @pytest.mark.parametrize("block_size", [16, 256])
 @pytest.mark.parametrize("num_seqs", [1, 5, 64, 256])
 @pytest.mark.parametrize("name", ["triton", "flash", "hybrid"])
@@ -103,18 +192,10 @@ def test_replays_follow_the_lengths(name: str, num_seqs: int, block_size: int) -
     fused = [projections(c, num_seqs, torch.Generator().manual_seed(layer)) for layer in range(c.num_layers)]
 
     def step() -> list[torch.Tensor]:
+        backend.plan(inputs)
         return [backend.forward(layer, *fused[layer]) for layer in range(c.num_layers)]
 
-    backend.plan(inputs)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outs = step()
+    graph, outs = captured(step)
     # An eager step of another kind in between must not disturb the graph.
     other = Case.draw(rng, block_size, [5], [(9, 3)])
     eager_query = projections(c, 10, torch.Generator().manual_seed(9))[0]

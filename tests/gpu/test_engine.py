@@ -10,6 +10,7 @@ import torch
 
 from nanoflow import LLM, SamplingParams
 from nanoflow.core.errors import PluginError
+from nanoflow.core.step import StepBuffer, fill
 from nanoflow.core.types import Batch, Sequence
 from tests.core.checkpoints import Oracle
 from tests.core.running import check, engine_of
@@ -30,8 +31,9 @@ def start(oracle: Oracle, attention: str, **options: Any) -> LLM:
 def test_greedy_float32_is_exact(oracle: Oracle, attention: str, enforce_eager: bool, overlap: bool) -> None:
     options = {"dtype": "float32", "enforce_eager": enforce_eager, "overlap": overlap, "max_num_seqs": 8}
     llm = start(oracle, attention, **options, max_num_batched_tokens=48)
-    captured = engine_of(llm).runner.graphs is not None
-    assert captured == (attention != "torch" and not enforce_eager)
+    graphs = engine_of(llm).runner.graphs
+    assert (graphs is not None) == (attention != "torch" and not enforce_eager)
+    assert graphs is None or graphs.tokens == [16, 32, 48]
     for _ in range(2):  # the second time from the prefix cache
         check(llm, oracle("bard"))
     assert llm.stats.num_hit_tokens > 0
@@ -62,7 +64,10 @@ def test_bfloat16_is_as_near_to_float32_as_transformers(oracle: Oracle, attentio
         sequence.block_table = list(range(-(-len(prompt) // 16)))
         batch = Batch()
         batch.add(sequence, len(prompt))
-        hidden, _ = runner._forward(batch, runner._update_rows(batch))
+        rows, _ = runner._update_rows(batch)
+        step = StepBuffer(len(prompt), 1, torch.device("cpu"), pinned=True)
+        fill(step.arrays, batch, rows, runner.tables.on_host, runner.block_size, settled=False)
+        hidden = runner._forward(step, batch, settled=False)
         ours = runner.model.compute_logits(hidden).double()
 
     def error(logits: torch.Tensor) -> float:
@@ -104,6 +109,13 @@ def test_soak(oracle: Oracle, attention: str) -> None:
     keys, values = engine.runner.attention.cache(0)
     assert torch.isfinite(keys).all()
     assert torch.isfinite(values).all()
+
+
+@pytest.mark.parametrize("graph_tokens", [[], [24], [20, 30, 48]])
+def test_steps_with_prefill_in_graphs_and_beside_them(oracle: Oracle, graph_tokens: list[int]) -> None:
+    llm = start(oracle, "triton", dtype="float32", max_num_seqs=7, max_num_batched_tokens=48, graph_tokens=graph_tokens)
+    for _ in range(2):
+        check(llm, oracle("bard"))
 
 
 def test_memory_is_shared_between_engines(oracle: Oracle) -> None:

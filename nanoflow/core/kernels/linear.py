@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 
 from nanoflow.core.kernels.gate import gated, silu_mul
-from nanoflow.core.kernels.launch import begin, has_room, overlap
+from nanoflow.core.kernels.launch import has_room, let_next_start, overlap, prefetch, wait_for_previous
 
 MOST_ROWS = 64  # beyond, cuBLAS is faster
 
@@ -38,11 +38,12 @@ class Tile:
     """How to run the kernel for a few rows.
 
     Attributes:
-        tokens: x's rows are padded to at least so many; from 64 on, Hopper's own matrix instructions are used.
+        tokens: rows of x a program, a power of two from 16 on; from 64 on, Hopper's own matrix instructions are used.
         rows: of W a program, at least 16.
         columns: of them at a time.
         splits: programs that share the columns of a row; more than one leave a summand each.
         num_stages: of the pipeline of loads.
+        ahead: whether a program asks for its part of W before the kernel before has ended.
     """
 
     tokens: int
@@ -51,6 +52,7 @@ class Tile:
     splits: int
     num_warps: int
     num_stages: int
+    ahead: bool = False
 
 
 def linear(
@@ -104,16 +106,17 @@ def tile_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_
     """
     if num_rows > MOST_ROWS:
         return None
+    tokens = max(16, triton.next_power_of_2(num_rows))
     if num_outputs >= 2**16:  # the head
-        return Tile(tokens=16, rows=32, columns=128, splits=1, num_warps=4, num_stages=6 if num_rows <= 32 else 4)
+        return Tile(tokens, rows=32, columns=128, splits=1, num_warps=4, num_stages=6 if num_rows <= 32 else 4)
     if num_rows <= 16 and num_outputs * size >= 2**24:
         if gate:
-            return Tile(tokens=16, rows=32, columns=128, splits=1, num_warps=4, num_stages=6)
+            return Tile(tokens, rows=32, columns=128, splits=1, num_warps=4, num_stages=6)
         if may_split and size <= num_outputs:
-            return Tile(tokens=16, rows=16, columns=256, splits=2, num_warps=2, num_stages=4)
-        return Tile(tokens=64, rows=32, columns=128, splits=2 if may_split else 1, num_warps=4, num_stages=4)
+            return Tile(tokens, rows=16, columns=256, splits=2, num_warps=2, num_stages=4)
+        return Tile(64, rows=32, columns=128, splits=2 if may_split else 1, num_warps=4, num_stages=4)
     splits = max(1, triton.cdiv(128, triton.cdiv(num_outputs, 32))) if may_split else 1
-    return Tile(tokens=64, rows=32, columns=128, splits=splits, num_warps=4, num_stages=6)
+    return Tile(64, rows=32, columns=128, splits=splits, num_warps=4, num_stages=6)
 
 
 def vector_linear(
@@ -165,10 +168,10 @@ def tile_linear(
         assert not gate
         assert bias_N is None
         y = torch.empty((splits, num_rows, num_outputs), dtype=torch.float32, device=x_MK.device)
-    _tile[(triton.cdiv(num_outputs, setting.rows), splits)](
+    _tile[(triton.cdiv(num_rows, setting.tokens), triton.cdiv(num_outputs, setting.rows), splits)](
         x_MK, weight_NK, bias_N, y, num_rows, num_outputs, size, part, x_MK.stride(0), weight_NK.stride(0),
-        GATE=gate, BIAS=bias_N is not None, EVEN=size == splits * part,
-        M=max(setting.tokens, triton.next_power_of_2(num_rows)), ROWS=setting.rows, COLUMNS=setting.columns,
+        GATE=gate, BIAS=bias_N is not None, EVEN=size == splits * part, M=setting.tokens, ROWS=setting.rows,
+        COLUMNS=setting.columns, AHEAD=min(4096, triton.next_power_of_2(part)) if setting.ahead else 0,
         num_warps=setting.num_warps, num_stages=setting.num_stages, **overlap(x_MK),
     )  # fmt: skip
     return y
@@ -186,10 +189,11 @@ def _vector(
     weights = weight_ptr + row.to(tl.int64)[:, None] * stride + column[None, :]
     second_half = num_outputs.to(tl.int64) * stride
     inside = exists & (column < size)[None, :]
+    let_next_start(PDL)
     weight = tl.load(weights, mask=inside, other=0.0)  # in flight while the kernel before ends
     if GATE:
         up_weight = tl.load(weights + second_half, mask=inside, other=0.0)
-    begin(PDL)
+    wait_for_previous(PDL)
     dtype = y_ptr.dtype.element_ty
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     up_sums = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -231,16 +235,22 @@ def _vector(
 def _tile(
     x_ptr, weight_ptr, bias_ptr, y_ptr, num_rows, num_outputs, size, part, x_stride, weight_stride,
     GATE: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr, M: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    token = tl.arange(0, M)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    let_next_start(PDL)
+    token = tl.program_id(0) * M + tl.arange(0, M)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
-    first, split = tl.program_id(1) * part, tl.program_id(1)
+    first, split = tl.program_id(2) * part, tl.program_id(2)
     # Rows past the end read the last one; their results are not stored.
     weight_row = weight_ptr + tl.minimum(row, num_outputs - 1).to(tl.int64) * weight_stride + first
     second_half = num_outputs.to(tl.int64) * weight_stride
-    begin(PDL)
+    if PDL and AHEAD > 0:
+        line = tl.minimum(tl.arange(0, AHEAD // 64) * 64, tl.minimum(part, size - first) - 1)
+        prefetch(weight_row[:, None] + line[None, :])
+        if GATE:
+            prefetch(weight_row[:, None] + second_half + line[None, :])
+    wait_for_previous(PDL)
     xs = x_ptr + token.to(tl.int64)[:, None] * x_stride + first + column[None, :]
     weights = weight_row[None, :] + column[:, None]
     sums = tl.zeros((M, ROWS), tl.float32)

@@ -49,6 +49,7 @@ def test_vector(outputs: int, size: int, gated: bool, normed: bool, bias: bool, 
     [
         (3, 40, 80, 1, False, True),
         (17, 36, 64, 1, True, False),
+        (40, 20, 64, 2, False, False),
         (2, 24, 96, 3, False, False),
         (2, 20, 112, 3, False, False),
     ],
