@@ -39,7 +39,7 @@ DEVICE, DTYPE = "cuda", torch.bfloat16
 VOCAB_SIZE, HEAD_DIM, BLOCK_SIZE = 151_936, 128, 256
 # hidden, layers, query heads, KV heads, inner
 MODELS = {"0.6B": (1024, 28, 16, 8, 3072), "8B": (4096, 36, 32, 8, 12288)}
-TUNED_ROWS = (1, 8, 64, 256)
+TUNED_ROWS = (1, 8, 64, 128, 256)
 
 VECTORS = [
     Vector(*values)
@@ -56,6 +56,10 @@ TILES = {  # for x of so many rows: tokens, rows, columns, warps, stages
     64: (
         (64, 16, 128, 4, 6), (64, 32, 64, 4, 8), (64, 32, 128, 4, 4), (64, 32, 128, 4, 6), (64, 64, 64, 4, 6),
         (64, 64, 128, 4, 4),
+    ),
+    128: (
+        (64, 32, 128, 4, 4), (64, 64, 64, 4, 5), (64, 64, 128, 4, 4), (128, 32, 128, 4, 4), (128, 32, 64, 4, 6),
+        (128, 64, 64, 8, 5), (128, 64, 64, 4, 5),
     ),
     256: (
         (64, 64, 64, 4, 5), (64, 64, 128, 4, 4), (64, 128, 64, 4, 4), (128, 32, 128, 4, 4), (128, 64, 64, 4, 5),
@@ -89,7 +93,7 @@ class Product:
         found: list[Any] = [None]
         for (*shape, warps, stages), splits, ahead in itertools.product(TILES[rows], (1, 2, 4), (False, True)):
             if splits == 1 or (self.may_split and self.size >= splits * shape[-1]):
-                found.append(Tile(*shape, splits, warps, stages, ahead and rows < 256))
+                found.append(Tile(*shape, splits, warps, stages, ahead and rows < 128))
         return list(dict.fromkeys(found))
 
 
@@ -132,12 +136,12 @@ def read_bandwidth() -> float:
     return data.nbytes / seconds([lambda: data.sum()] * 3)
 
 
-def warm(worker: int, workers: int) -> None:
+def warm(worker: int, workers: int, rows_to_tune: list[int]) -> None:
     """Compile every workers-th setting, so that Triton's cache has it."""
     jobs = {
         (rows, setting, product.gate, product.normed, product.size): product
         for product in products("0.6B") + products("8B")
-        for rows in TUNED_ROWS
+        for rows in rows_to_tune
         for setting in product.settings(rows)
         if setting is not None
     }
@@ -156,7 +160,7 @@ def warm(worker: int, workers: int) -> None:
 def tune(name: str, settings: Settings, bandwidth: float, report: dict[str, Any], deadline: float) -> None:
     """Try each setting of each product in a whole step of the model, one product after the other; keep the best."""
     model = Model(name)
-    for rows in TUNED_ROWS:
+    for rows in report["rows"]:
         model.prepare(rows)
         for product in sorted(products(name), key=lambda p: -p.bytes if p.name != "head" else 0):
             key = (product.outputs, product.size, rows)
@@ -351,14 +355,15 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--out", type=Path, default=Path("kernels.json"))
+    parser.add_argument("--rows", nargs="+", type=int, default=list(TUNED_ROWS), help="rows of x to tune for")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for tuning a model")
     parser.add_argument("--workers", type=int, default=12, help="processes that compile settings")
     parser.add_argument("--warm", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     if args.warm is not None:
-        return warm(args.warm, args.workers)
-    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "failed": [],
+        return warm(args.warm, args.workers, args.rows)
+    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": args.rows, "failed": [],
                               "tuning": {}, "kernels": {}, "steps": {}}  # fmt: skip
     bandwidth = report["read_bandwidth"] = read_bandwidth()
     torch.cuda.empty_cache()
@@ -366,7 +371,7 @@ def main() -> None:
     try:
         if args.tune:
             start = time.monotonic()
-            command = [sys.executable, __file__, "--workers", str(args.workers)]
+            command = [sys.executable, __file__, "--workers", str(args.workers), "--rows", *map(str, args.rows)]
             processes = [subprocess.Popen([*command, "--warm", str(i)]) for i in range(args.workers)]
             for process in processes:
                 process.wait()

@@ -107,7 +107,7 @@ class EngineConfig:
     enforce_eager: bool = option(False, "run steps kernel by kernel instead of as CUDA graphs")
     graph_sizes: list[int] | None = option(None, "batch sizes to capture decode steps for; null: up to max_num_seqs")
     graph_tokens: list[int] | None = option(
-        None, "token counts to capture steps with prefill for, [] for none; null: up to 4096"
+        None, "token counts to capture steps with prefill for, [] for none; null: up to 8192"
     )
     overlap: bool | None = option(None, "schedule the next step while one runs; null: on a GPU")
 

@@ -19,7 +19,7 @@ from nanoflow.core.sampler import sample
 from nanoflow.core.step import StepBuffer, StepInput
 from nanoflow.core.types import AttentionInput
 
-MOST_TOKENS = 4096  # from about here on the device needs longer than the host does to launch a step's kernels
+MOST_TOKENS = 8192  # beyond, the device needs longer than the host does to launch a step's kernels
 
 
 def decode_sizes(max_num_seqs: int) -> list[int]:
@@ -31,7 +31,8 @@ def decode_sizes(max_num_seqs: int) -> list[int]:
 def token_sizes(max_num_batched_tokens: int) -> list[int]:
     """Token counts to capture steps with prefill for, at most a third apart from 64 on."""
     most = min(max_num_batched_tokens, MOST_TOKENS)
-    sizes = [16, 32, 64, 96, *range(128, 512, 64), *range(512, 1024, 128), *range(1024, MOST_TOKENS, 256)]
+    quarters = (start + start * part // 4 for start in (128, 256, 512, 1024, 2048, 4096) for part in range(4))
+    sizes = [16, 32, 64, 96, *quarters]
     return [size for size in sizes if size < most] + [most]
 
 
@@ -175,8 +176,9 @@ class StepGraphs:
         if not inputs.settled:
             hidden = hidden[step.query_start_S1[1:] - 1]
         logits_SV = self.model.compute_logits(hidden)
-        tokens_S = sample(logits_SV, temperature_S, seed_S, step.context_lens_S)
-        rows.last_token_R[step.targets_S] = tokens_S
+        tokens_S = sample(
+            logits_SV, temperature_S, seed_S, step.context_lens_S, None, rows.last_token_R, step.targets_S
+        )
         return logits_SV, tokens_S
 
 

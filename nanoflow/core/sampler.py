@@ -59,7 +59,7 @@ class Filters:
 
 def sample(
     logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor,
-    filters: Filters | None = None,
+    filters: Filters | None = None, last_token_R: torch.Tensor | None = None, targets_S: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Token ids [S], int64, of rows whose parameters lie on the logits' device; may be captured in a CUDA graph.
 
@@ -69,6 +69,8 @@ def sample(
         seed_S: int64; any 64 bits.
         position_S: int64; index of the token to be sampled in its sequence, below 2**32.
         filters: None for none.
+        last_token_R: int64; the tokens are written there too, at `targets_S` (int64). None writes nothing.
+        targets_S: distinct where it matters which token stays.
     """
     if logits_SV.is_cuda:
         from nanoflow.core.kernels import sampling
@@ -79,7 +81,7 @@ def sample(
                 logits_SV, temperature_S, filters.top_k_S, filters.top_p_S, filters.min_p_S, top_k=filters.any_top_k,
                 top_p=filters.any_top_p,
             )  # fmt: skip
-        return sampling.draw(logits_SV, temperature_S, seed_S, position_S, lowest_S)
+        return sampling.draw(logits_SV, temperature_S, seed_S, position_S, lowest_S, last_token_R, targets_S)
     scores = logits_SV.float() / temperature_S.clamp(min=LOWEST_TEMPERATURE).unsqueeze(-1)
     if filters is not None:
         if filters.any_top_k or filters.any_top_p:
@@ -87,7 +89,10 @@ def sample(
         scores = keep_likely(scores, filters.min_p_S.unsqueeze(-1))
     noise = gumbel_noise(seed_S.unsqueeze(-1), position_S.unsqueeze(-1), scores.shape[-1])
     drawn_S = (scores + noise).argmax(-1)
-    return torch.where(temperature_S > 0, drawn_S, logits_SV.argmax(-1))
+    tokens_S = torch.where(temperature_S > 0, drawn_S, logits_SV.argmax(-1))
+    if last_token_R is not None:
+        last_token_R[targets_S] = tokens_S
+    return tokens_S
 
 
 class Sampler:

@@ -23,7 +23,6 @@ def oracle(tmp_path_factory: pytest.TempPathFactory) -> Oracle:
 
 
 @pytest.fixture(autouse=True)
-def exact_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No TF32, which rounds products to 10 bits."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+def exact_float32() -> None:
+    """No TF32, which rounds products to 10 bits. It is PyTorch's default; nothing else may have changed it."""
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -120,7 +120,7 @@ def captured(step: Callable[[], list[torch.Tensor]]) -> tuple[torch.cuda.CUDAGra
 @pytest.mark.parametrize("block_size", [16, 256])
 @pytest.mark.parametrize("name", ["triton", "flash", "hybrid"])
 def test_replays_of_any_mix(name: str, block_size: int, num_tokens: int) -> None:
-    """One capture serves decodes, chunks and both; what is left over is a sequence of padding, and some without tokens."""
+    """One capture serves decodes, chunks and both; the rest is a sequence of padding and some of no tokens."""
     c = context(2, 128, block_size, torch.bfloat16, DEVICE)
     build, config = builder(name, c)
     rng, num_seqs, longest = np.random.default_rng(1), 24, 2048
@@ -138,7 +138,7 @@ def test_replays_of_any_mix(name: str, block_size: int, num_tokens: int) -> None
         context_lens=np.full(num_seqs, longest),
         num_decodes=0,
     )
-    inputs.query_start_S1[0] = 0
+    inputs.query_start_S1.fill_(1)[0] = 0
 
     def step() -> list[torch.Tensor]:
         backend.plan(inputs)

@@ -21,7 +21,7 @@ import triton.language as tl
 from nanoflow.core.kernels.gate import gated, silu_mul
 from nanoflow.core.kernels.launch import has_room, let_next_start, overlap, prefetch, wait_for_previous
 
-MOST_ROWS = 64  # beyond, cuBLAS is faster
+MOST_ROWS = 256  # beyond, cuBLAS is faster
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,13 @@ def normed_linear(
 
 def vector_setting(num_outputs: int, size: int, *, gate: bool, normed: bool) -> Vector:
     """What was fastest on an H100 at the shapes of Qwen3 0.6B and 8B."""
-    if not normed:
-        return Vector(rows=2, columns=min(4096, triton.next_power_of_2(size)), num_warps=4)
-    if size <= 1024:
-        return Vector(rows=8, columns=512, num_warps=4)
-    return Vector(rows=2, columns=2048 if gate else 1024, num_warps=4)
+    if normed:
+        if size <= 1024:
+            return Vector(rows=8, columns=512, num_warps=4)
+        return Vector(rows=2, columns=2048 if gate else 1024, num_warps=4)
+    if size == 2048:
+        return Vector(rows=4, columns=2048, num_warps=8)
+    return Vector(rows=2, columns=min(4096, triton.next_power_of_2(size)), num_warps=4)
 
 
 def tile_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_split: bool) -> Tile | None:
@@ -104,19 +106,28 @@ def tile_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_
 
     Neighbours matter: a kernel that leaves no shared memory for the next one's programs keeps them from starting early.
     """
-    if num_rows > MOST_ROWS:
+    is_head, is_large = num_outputs >= 2**16, num_outputs * size >= 2**24
+    if num_rows > MOST_ROWS or (num_rows > 64 and is_large):
         return None
+    if num_rows > 64:
+        if may_split:
+            return Tile(64, rows=64, columns=128, splits=2, num_warps=4, num_stages=4)
+        return Tile(128, rows=64, columns=64, splits=1, num_warps=8, num_stages=5)
     tokens = max(16, triton.next_power_of_2(num_rows))
-    if num_outputs >= 2**16:  # the head
-        return Tile(tokens, rows=32, columns=128, splits=1, num_warps=4, num_stages=6 if num_rows <= 32 else 4)
-    if num_rows <= 16 and num_outputs * size >= 2**24:
+    if is_head:
+        if num_rows > 32:
+            return Tile(tokens, rows=64, columns=64, splits=1, num_warps=4, num_stages=6)
+        return Tile(tokens, rows=32, columns=128, splits=1, num_warps=4, num_stages=6)
+    if is_large and num_rows <= 16:
         if gate:
             return Tile(tokens, rows=32, columns=128, splits=1, num_warps=4, num_stages=6)
         if may_split and size <= num_outputs:
             return Tile(tokens, rows=16, columns=256, splits=2, num_warps=2, num_stages=4)
         return Tile(64, rows=32, columns=128, splits=2 if may_split else 1, num_warps=4, num_stages=4)
+    if gate:
+        return Tile(16 if num_rows <= 16 else 64, rows=32, columns=128, splits=1, num_warps=4, num_stages=4)
     splits = max(1, triton.cdiv(128, triton.cdiv(num_outputs, 32))) if may_split else 1
-    return Tile(64, rows=32, columns=128, splits=splits, num_warps=4, num_stages=6)
+    return Tile(64, rows=32, columns=128, splits=splits, num_warps=4, num_stages=6, ahead=True)
 
 
 def vector_linear(

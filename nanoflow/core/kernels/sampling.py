@@ -23,11 +23,13 @@ LOWEST_TEMPERATURE = tl.constexpr(1e-10)
 
 def draw(
     logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor,
-    threshold_S: torch.Tensor | None = None,
+    threshold_S: torch.Tensor | None = None, last_token_R: torch.Tensor | None = None,
+    targets_S: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Token ids [S], int64: argmax of the logits where the temperature is 0, else of logits / temperature + noise.
 
-    With `threshold_S` (float32), only candidates with logits of at least that take part in a draw.
+    With `threshold_S` (float32), only candidates with logits of at least that take part in a draw. With `last_token_R`
+    (int64), the tokens are also written there, at `targets_S` (int64).
     """
     num_rows, size = logits_SV.shape
     chunk = _chunk_size(num_rows, size)
@@ -43,8 +45,8 @@ def draw(
         FILTERED=threshold_S is not None, CHUNK=chunk, BLOCK=1024, num_warps=4, **overlap(logits_SV),
     )  # fmt: skip
     _best_of_row[(num_rows,)](
-        values_SC, ids_SC, token_ids_S, num_chunks, BLOCK=triton.next_power_of_2(num_chunks), num_warps=1,
-        **overlap(logits_SV),
+        values_SC, ids_SC, token_ids_S, last_token_R, targets_S, num_chunks, FEED=last_token_R is not None,
+        BLOCK=triton.next_power_of_2(num_chunks), num_warps=1, **overlap(logits_SV),
     )  # fmt: skip
     return token_ids_S
 
@@ -124,13 +126,19 @@ def _best_of_chunk(
 
 
 @triton.jit
-def _best_of_row(values_ptr, ids_ptr, token_ids_ptr, num_chunks, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def _best_of_row(
+    values_ptr, ids_ptr, token_ids_ptr, last_token_ptr, targets_ptr, num_chunks, FEED: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     chunks = tl.arange(0, BLOCK)
     begin(PDL)
     values = tl.load(values_ptr + row * num_chunks + chunks, mask=chunks < num_chunks, other=float("-inf"))
     place = tl.argmax(values, 0, tie_break_left=True)
-    tl.store(token_ids_ptr + row, tl.load(ids_ptr + row * num_chunks + place).to(tl.int64))
+    token_id = tl.load(ids_ptr + row * num_chunks + place).to(tl.int64)
+    tl.store(token_ids_ptr + row, token_id)
+    if FEED:
+        tl.store(last_token_ptr + tl.load(targets_ptr + row), token_id)
 
 
 @triton.jit
@@ -143,10 +151,13 @@ def _key(seed, position):
 
 @triton.jit
 def _gumbel(candidate, key):
-    """Noise of these candidates, as `gumbel_noise`."""
+    """Noise of these candidates, as `gumbel_noise`, up to 1e-5."""
     bits = _mix(_mix(candidate.to(tl.uint32) ^ key) + key)
-    uniform = ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
-    return -tl.log(-tl.log(uniform))
+    rest = (8388607.5 - (bits >> 9).to(tl.float32)) * 1.1920928955078125e-07  # 1 - uniform, exact
+    # The fast logarithm is right to 1e-7 of 1; so where that is too much, the first terms of the series of -log(1 - x).
+    series = rest + rest * rest * (0.5 + rest * 0.33333333)
+    exponential = tl.where(rest < 0.01, series, tl.log2(1.0 - rest) * -0.6931471805599453)
+    return tl.log2(exponential) * -0.6931471805599453
 
 
 @triton.jit

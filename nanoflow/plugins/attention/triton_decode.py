@@ -166,15 +166,19 @@ def decode_kernel(
         query_row = query_ptr + seq.to(tl.int64) * stride_qs
         peak = tl.full([BLOCK_R], HIDDEN, tl.float32)
         total_weight = tl.zeros([BLOCK_R], tl.float32)
+        spread_weight = tl.zeros([BLOCK_R, BLOCK_N], tl.float32)  # added up after the loop, where warps meet anyway
         acc = tl.zeros([BLOCK_R, BLOCK_H], tl.float32)
         if SKIP == 0:
             q = tl.load(query_row + heads[:, None] * stride_qn + dims[None, :], mask=row_mask, other=0.0)
         else:
             cos_row, sin_row = cos_ptr + length * stride_table, sin_ptr + length * stride_table
+            few = tl.arange(0, REDUCE_R)
             q = normed_and_rotated(
-                query_row + heads[:, None] * H, q_norm_ptr, cos_row, sin_row, (rows < R)[:, None], eps, H, BLOCK_H,
-                Q_NORM,
+                query_row + (head * R + few)[:, None] * H, q_norm_ptr, cos_row, sin_row, (few < R)[:, None], eps, H,
+                BLOCK_H, Q_NORM,
             )  # fmt: skip
+            # Repeated, for a product wants 16 rows. Working on as many before would take too many registers.
+            q = tl.broadcast_to(q[None, :, :], BLOCK_R // REDUCE_R, REDUCE_R, BLOCK_H).reshape(BLOCK_R, BLOCK_H)
             if stop == end:
                 one = tl.arange(0, 1)[:, None]
                 key_row, value_row = query_row + (K * R + head) * H + one, query_row + (K * R + K + head) * H + one
@@ -205,13 +209,15 @@ def decode_kernel(
             new_peak = tl.maximum(peak, tl.max(scores, 1))
             weights = tl.exp2(scores - new_peak[:, None])
             shrink = tl.exp2(peak - new_peak)
-            total_weight = total_weight * shrink + tl.sum(weights, 1)
+            total_weight *= shrink
+            spread_weight = spread_weight * shrink[:, None] + weights
             peak = new_peak
             v = tl.load(
                 value_ptr + offset_v[:, None] + dims[None, :], mask=seen[:, None] & (dims < H)[None, :], other=0.0
             )
             acc = acc * shrink[:, None]
             acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+        total_weight += tl.sum(spread_weight, 1)
         acc = acc / total_weight[:, None]
         if stop - tile == end - begin:
             tl.store(
@@ -258,13 +264,13 @@ def combine(
         places = (first + parts) * 2 + tl.where(parts == 0, first_place, 0)
         places_CR = places[:, None] * R + rows[None, :]
         lse = tl.load(lse_ptr + places_CR, mask=there[:, None] & (rows < R)[None, :], other=HIDDEN)
-        new_peak = tl.maximum(peak, tl.max(lse, 0))
-        weights = tl.where(there[:, None], tl.exp2(lse - new_peak[None, :]), 0.0)
-        shrink = tl.exp2(peak - new_peak)
         values = tl.load(
             partial_ptr + places_CR[:, :, None] * H + dims[None, None, :],
             mask=there[:, None, None] & mask[None, :, :], other=0.0,
         )  # fmt: skip
+        new_peak = tl.maximum(peak, tl.max(lse, 0))
+        weights = tl.where(there[:, None], tl.exp2(lse - new_peak[None, :]), 0.0)
+        shrink = tl.exp2(peak - new_peak)
         acc = acc * shrink[:, None] + tl.sum(values * weights[:, :, None], 0)
         total_weight = total_weight * shrink + tl.sum(weights, 0)
         peak = new_peak

@@ -52,14 +52,13 @@ class PrefillSettings:
         return (self.block_m + self.num_stages * self.block_n * 2) * row_bytes
 
 
-# By the most sequences that a row is for. Searched on an H100 with 16-bit types, head_dim 128, 2 and 4 query heads a KV
-# head, blocks of 16 and 256. `waves` is about as many programs as a multiprocessor has room for. With fewer, 128-key
-# tiles lost a tenth at 128 sequences and more once launches overlapped; presumably programs gathered unevenly.
+# By the most sequences that a row is for. Searched on an H100 with 16-bit types, head_dim 128, 2 query heads a KV head.
+# Programs of one warp need no barriers within a tile, and so many of them fit on a multiprocessor that a pipeline of
+# loads within each gains nothing more.
 DECODE = (
-    (4, DecodeSettings(block_n=128, num_warps=4, num_stages=3, waves=1, least=2, ahead=128)),
-    (16, DecodeSettings(block_n=64, num_warps=2, num_stages=2, waves=4, least=4, ahead=128)),
-    (96, DecodeSettings(block_n=64, num_warps=4, num_stages=2, waves=3, ahead=64)),
-    (10**9, DecodeSettings(block_n=64, num_warps=2, num_stages=2, waves=4, ahead=64)),
+    (4, DecodeSettings(block_n=32, num_warps=1, num_stages=1, waves=2, least=1, ahead=64)),
+    (24, DecodeSettings(block_n=32, num_warps=1, num_stages=1, waves=4, least=1, ahead=64)),
+    (10**9, DecodeSettings(block_n=32, num_warps=1, num_stages=1, waves=8)),
 )
 # By bytes of a row of keys.
 PREFILL = (
@@ -74,6 +73,8 @@ FLOAT32_PREFILL = PrefillSettings(block_m=32, block_n=16, num_warps=8, num_stage
 def decode_settings(context: AttentionContext, num_seqs: int, shared_memory: int) -> DecodeSettings:
     """Settings for `num_seqs` decoding sequences on a device whose programs get `shared_memory` bytes."""
     settings = next(s for limit, s in DECODE if num_seqs <= limit)
+    wider = max(1, row_bytes(context) // 256)  # a warp has registers for that
+    settings = replace(settings, num_warps=settings.num_warps * wider, waves=settings.waves / wider)
     return fit(settings, context, shared_memory)
 
 
@@ -86,10 +87,14 @@ def prefill_settings(context: AttentionContext, shared_memory: int) -> PrefillSe
     return fit(replace(settings, block_m=max(settings.block_m, 1 << (group - 1).bit_length())), context, shared_memory)
 
 
+def row_bytes(context: AttentionContext) -> int:
+    """Bytes of a head's key, padded as a kernel holds it."""
+    return (1 << (context.head_dim - 1).bit_length()) * context.dtype.itemsize
+
+
 def fit(settings: Settings, context: AttentionContext, shared_memory: int) -> Settings:
     """The same settings with fewer stages, then fewer keys a tile, until the tiles fit."""
-    row_bytes = (1 << (context.head_dim - 1).bit_length()) * context.dtype.itemsize
-    while settings.shared_memory(row_bytes) > shared_memory:
+    while settings.shared_memory(row_bytes(context)) > shared_memory:
         if settings.num_stages > 2:
             settings = replace(settings, num_stages=settings.num_stages - 1)
         elif settings.block_n > 16:
