@@ -22,9 +22,11 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from nanoflow.core.interfaces import AttentionContext, NoOptions
 from nanoflow.core.kernels import linear
 from nanoflow.core.kernels.gate import silu_mul
 from nanoflow.core.kernels.linear import Tile, Vector
@@ -33,20 +35,22 @@ from nanoflow.core.kernels.rotary import norm_rotate_store
 from nanoflow.core.kernels.sampling import draw, thresholds
 from nanoflow.core.layers import apply_rotary
 from nanoflow.core.sampler import gumbel_noise, keep_likely, keep_top
-from nanoflow.core.types import Projection
+from nanoflow.core.types import AttentionInput, Projection
+from nanoflow.plugins.attention.triton_paged import TritonAttention
 
 DEVICE, DTYPE = "cuda", torch.bfloat16
-VOCAB_SIZE, HEAD_DIM, BLOCK_SIZE = 151_936, 128, 256
+VOCAB_SIZE, HEAD_DIM, BLOCK_SIZE, CONTEXT = 151_936, 128, 256, 384
 # hidden, layers, query heads, KV heads, inner
 MODELS = {"0.6B": (1024, 28, 16, 8, 3072), "8B": (4096, 36, 32, 8, 12288)}
 TUNED_ROWS = (1, 8, 64, 128, 256)
 
 VECTORS = [
-    Vector(*values)
+    Vector(*values, ahead)
     for values in (
-        (4, 512, 2), (8, 512, 4), (16, 512, 4), (2, 1024, 2), (2, 1024, 4), (4, 1024, 4), (8, 1024, 4), (8, 1024, 8),
-        (2, 2048, 4), (4, 2048, 4), (4, 2048, 8), (1, 4096, 4), (2, 4096, 4), (2, 4096, 8), (4, 4096, 8),
+        (4, 512, 2), (8, 512, 4), (16, 512, 4), (2, 1024, 4), (4, 1024, 4), (8, 1024, 8), (2, 2048, 4), (4, 2048, 4),
+        (4, 2048, 8), (2, 4096, 4), (4, 4096, 8),
     )
+    for ahead in (False, True)
 ]  # fmt: skip
 TILES = {  # for x of so many rows: tokens, rows, columns, warps, stages
     8: (
@@ -89,7 +93,8 @@ class Product:
 
     def settings(self, rows: int) -> list[Any]:
         if rows == 1:
-            return [s for s in VECTORS if s.columns <= max(512, 2 ** (self.size - 1).bit_length())]
+            fitting = [s for s in VECTORS if s.columns <= max(512, 2 ** (self.size - 1).bit_length())]
+            return [s for s in fitting if not s.ahead or s.columns < self.size]
         found: list[Any] = [None]
         for (*shape, warps, stages), splits, ahead in itertools.product(TILES[rows], (1, 2, 4), (False, True)):
             if splits == 1 or (self.may_split and self.size >= splits * shape[-1]):
@@ -170,7 +175,7 @@ def tune(name: str, settings: Settings, bandwidth: float, report: dict[str, Any]
                     break
                 settings[key] = setting
                 try:
-                    found.append((seconds([model.step_ours], 4) * 1e3, setting))
+                    found.append((seconds([model.step_whole], 4) * 1e3, setting))
                 except Exception as error:
                     report["failed"].append(f"{name} {product.name} {rows} {setting}: {error!r}"[:200])
             found.sort(key=lambda pair: pair[0])
@@ -186,7 +191,7 @@ def tune(name: str, settings: Settings, bandwidth: float, report: dict[str, Any]
 
 
 class Model:
-    """A decode step without attention: its products alone, or all that stands around them too."""
+    """A decode step at contexts of `CONTEXT` tokens: its products alone, without attention, or whole."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -199,6 +204,13 @@ class Model:
         self.cos = angles.cos().repeat(1, 2)
         self.sin = torch.cat((-angles.sin(), angles.sin()), -1)
         self.cache = torch.zeros(2, 8, BLOCK_SIZE, self.kv_heads, HEAD_DIM, device=DEVICE, dtype=DTYPE)
+        self.attention = TritonAttention(
+            NoOptions(),
+            AttentionContext(
+                num_layers=self.num_layers, num_heads=self.heads, num_kv_heads=self.kv_heads, head_dim=HEAD_DIM,
+                scale=HEAD_DIM**-0.5, block_size=16, dtype=DTYPE, device=torch.device(DEVICE),
+            ),
+        )  # fmt: skip
 
     @property
     def bytes(self) -> int:
@@ -208,6 +220,15 @@ class Model:
         self.rows = rows
         self.inputs = {p.size: random(rows, p.size) for p in self.kinds}
         self.positions = torch.arange(rows, device=DEVICE)
+        needed = -(-CONTEXT // 16)
+        self.attention.allocate(rows * needed)
+        self.attention_input = AttentionInput(
+            slot_mapping_T=torch.zeros(rows, dtype=torch.int64, device=DEVICE),
+            query_start_S1=torch.arange(rows + 1, dtype=torch.int32, device=DEVICE),
+            context_lens_S=torch.full((rows,), CONTEXT, dtype=torch.int32, device=DEVICE),
+            block_tables_SB=torch.randperm(rows * needed, device=DEVICE).int().view(rows, needed),
+            query_lens=np.ones(rows, np.int64), context_lens=np.full(rows, CONTEXT), num_decodes=rows, settled=True,
+        )  # fmt: skip
 
     def products_cublas(self) -> None:
         for weights in self.layers:
@@ -236,16 +257,24 @@ class Model:
             x = F.linear(F.silu(gate) * up, down)
         return F.linear(F.rms_norm(residual + x, (self.hidden,), self.norm, 1e-6), self.head)
 
-    def step_ours(self) -> torch.Tensor:
+    def step_ours(self, *, whole: bool = False) -> torch.Tensor:
         x, residual = None, self.inputs[self.hidden].clone()
-        for qkv_proj, o_proj, gate_up, down in self.layers:
+        if whole:
+            self.attention.plan(self.attention_input)
+        for layer, (qkv_proj, o_proj, gate_up, down) in enumerate(self.layers):
             qkv, residual = self.normed(x, residual, qkv_proj, False)
             projection = Projection(qkv, self.head_norm, self.head_norm, 1e-6, self.cos, self.sin, self.positions)
-            q = norm_rotate_store(projection, self.positions, self.cache[0], self.cache[1])
+            if whole:
+                q = self.attention.project_and_attend(layer, projection)
+            else:
+                q = norm_rotate_store(projection, self.positions, self.cache[0], self.cache[1])
             x = linear.linear(q.flatten(1), o_proj, may_split=True)
             x, residual = self.normed(x, residual, gate_up, True)
             x = linear.linear(x, down, may_split=True)
         return linear.linear(add_rms_norm(x, residual, self.norm, 1e-6)[0], self.head)
+
+    def step_whole(self) -> torch.Tensor:
+        return self.step_ours(whole=True)
 
     def normed(
         self, x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, gate: bool
@@ -263,16 +292,17 @@ def steps(name: str, bandwidth: float, report: dict[str, Any]) -> None:
     print(f"\n{name}: a decode step without attention, ms; reading the weights takes {floor:.3f}")
     print(
         f"{'rows':>6}{'products, cuBLAS':>18}{'ours':>8}{'of band':>9}{'  | all, PyTorch':>16}{'ours':>8}{'of band':>9}"
+        f"{'with attention':>17}"
     )
     for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
         model.prepare(rows)
         result = {
             part: seconds([getattr(model, part)], 5) * 1e3
-            for part in ("products_cublas", "products_ours", "step_torch", "step_ours")
+            for part in ("products_cublas", "products_ours", "step_torch", "step_ours", "step_whole")
         }
         report["steps"][f"{name} {rows}"] = result
-        a, b, c, d = result.values()
-        print(f"{rows:6}{a:18.3f}{b:8.3f}{floor / b:9.0%}{c:16.3f}{d:8.3f}{floor / d:9.0%}")
+        a, b, c, d, e = result.values()
+        print(f"{rows:6}{a:18.3f}{b:8.3f}{floor / b:9.0%}{c:16.3f}{d:8.3f}{floor / d:9.0%}{e:17.3f}")
     del model
     torch.cuda.empty_cache()
 
@@ -363,8 +393,10 @@ def main() -> None:
     torch.set_grad_enabled(False)
     if args.warm is not None:
         return warm(args.warm, args.workers, args.rows)
-    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": args.rows, "failed": [],
-                              "tuning": {}, "kernels": {}, "steps": {}}  # fmt: skip
+    report: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": args.rows, "failed": [],
+        "tuning": {}, "kernels": {}, "steps": {},
+    }  # fmt: skip
     bandwidth = report["read_bandwidth"] = read_bandwidth()
     torch.cuda.empty_cache()
     print(f"{report['device']}, torch {torch.__version__}: reads {bandwidth / 1e12:.2f} TB/s")

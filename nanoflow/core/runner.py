@@ -17,6 +17,7 @@ from nanoflow.core.graphs import Capture, RowState, StepGraphs, gather_rows
 from nanoflow.core.interfaces import AttentionBackend, ModelArch
 from nanoflow.core.sampler import Sampler, SamplingInput
 from nanoflow.core.step import BlockTables, StepBuffer, fill
+from nanoflow.core.transfer import to_device
 from nanoflow.core.types import AttentionInput, Batch, Sequence
 
 
@@ -116,10 +117,10 @@ class ModelRunner:
         """Tokens of the sequences that sample."""
         hidden_TD = self._forward(step, batch, settled)
         sampling = np.flatnonzero(batch.samples)
-        last_S = self._to_device(step.arrays.query_start_S1[1:][sampling].astype(np.int64) - 1)
+        last_S = to_device(step.arrays.query_start_S1[1:][sampling].astype(np.int64) - 1, self.device)
         logits_SV = self.model.compute_logits(hidden_TD[last_S])
         tokens_S = self.sampler(logits_SV, self._sampling_input(batch, sampling, rows[sampling]))
-        self.rows.last_token_R[self._to_device(rows[sampling])] = tokens_S
+        self.rows.last_token_R[to_device(rows[sampling], self.device)] = tokens_S
         return tokens_S
 
     def _forward(self, host: StepBuffer, batch: Batch, settled: bool) -> torch.Tensor:
@@ -169,8 +170,8 @@ class ModelRunner:
             self.tables.update(sequence.row, sequence.block_table)
         self.tables.send()
         if self.params_changed and self.device.type == "cuda":
-            self.rows.temperature_R.copy_(torch.from_numpy(self.temperature).pin_memory(), non_blocking=True)
-            self.rows.seed_R.copy_(torch.from_numpy(self.seed).pin_memory(), non_blocking=True)
+            self.rows.temperature_R.copy_(to_device(self.temperature, self.device))
+            self.rows.seed_R.copy_(to_device(self.seed, self.device))
         self.params_changed = False
         return rows, any_new
 
@@ -183,7 +184,7 @@ class ModelRunner:
         self.top_p[row] = max(params.top_p, 1e-30)
         self.min_p[row] = params.min_p
         self.seed[row] = sequence.seed
-        self.min_len[row] = sequence.num_prompt_tokens + params.min_tokens
+        self.min_len[row] = sequence.num_prompt_tokens + params.min_tokens if params.min_tokens else 0
         self.plain[row] = params.top_k <= 0 and params.top_p == 1 and params.min_p == 0
         self.params_changed = True
 
@@ -191,7 +192,7 @@ class ModelRunner:
         """Parameters of the rows that sample; a stop token is forbidden before `min_tokens`."""
         position = np.array(batch.starts)[sampling] + np.array(batch.num_tokens)[sampling]
         early = np.flatnonzero(position < self.min_len[rows]).tolist()
-        forbidden = {row: list(batch.sequences[sampling[row]].stop_token_ids) for row in early}
+        forbidden = [(row, token) for row in early for token in batch.sequences[sampling[row]].stop_token_ids]
         return SamplingInput(
             temperature=self.temperature[rows],
             top_k=self.top_k[rows],
@@ -201,12 +202,6 @@ class ModelRunner:
             position=position,
             forbidden=forbidden,
         )
-
-    def _to_device(self, array: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if self.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _pending(self, tokens_S: torch.Tensor, samples: list[bool]) -> PendingStep:
         if self.device.type == "cpu":

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from nanoflow.core.transfer import to_device
+
 UINT32 = 0xFFFFFFFF
 LOWEST_TEMPERATURE = 1e-10  # lower ones, 0 apart, are taken for this one, so that no score overflows
 
@@ -27,7 +29,7 @@ class SamplingInput:
         min_p: float32.
         seed: int64; any 64 bits.
         position: int64; index of the token to be sampled in its sequence.
-        forbidden: row -> ids that the row must not sample.
+        forbidden: pairs of a row and an id that it must not sample.
     """
 
     temperature: np.ndarray
@@ -36,7 +38,7 @@ class SamplingInput:
     min_p: np.ndarray
     seed: np.ndarray
     position: np.ndarray
-    forbidden: dict[int, list[int]] = field(default_factory=dict)
+    forbidden: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +102,9 @@ class Sampler:
 
     def __call__(self, logits_SV: torch.Tensor, inputs: SamplingInput) -> torch.Tensor:
         """Sampled token ids [S], int64, on the logits' device. May overwrite `logits_SV`."""
-        for row, token_ids in inputs.forbidden.items():
-            logits_SV[row, token_ids] = -torch.inf
+        if inputs.forbidden:
+            rows, token_ids = to_device(np.array(inputs.forbidden).T.copy(), logits_SV.device)
+            logits_SV.index_put_((rows, token_ids), logits_SV.new_full((), -torch.inf))
         random_rows = np.flatnonzero(inputs.temperature > 0)
         if len(random_rows) == 0:
             return logits_SV.argmax(-1)
@@ -117,11 +120,8 @@ class Sampler:
             values[rows] for values in (inputs.temperature, inputs.top_k, inputs.top_p, inputs.min_p)
         )
         any_top_k, any_top_p = bool((top_k < logits_RV.shape[-1]).any()), bool((top_p < 1).any())
-        floats = torch.from_numpy(np.stack((temperature, top_p, min_p)))
-        integers = torch.from_numpy(np.stack((inputs.seed[rows], inputs.position[rows], top_k)))
-        if logits_RV.is_cuda:
-            floats = floats.pin_memory().to(logits_RV.device, non_blocking=True)
-            integers = integers.pin_memory().to(logits_RV.device, non_blocking=True)
+        floats = to_device(np.stack((temperature, top_p, min_p)), logits_RV.device)
+        integers = to_device(np.stack((inputs.seed[rows], inputs.position[rows], top_k)), logits_RV.device)
         filters = None
         if any_top_k or any_top_p or (min_p > 0).any():
             filters = Filters(integers[2], floats[1], floats[2], any_top_k, any_top_p)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nanoflow.core.transfer import to_device
 from nanoflow.core.types import Batch
 
 
@@ -116,8 +117,7 @@ class BlockTables:
         if self.changes and self.on_device.is_cuda:
             width = self.on_host.shape[1]
             places = np.concatenate([row * width + first + np.arange(len(new)) for row, first, new in self.changes])
-            entries = torch.from_numpy(np.stack((places, self.on_host.reshape(-1)[places])))
-            entries = entries.pin_memory().to(self.on_device.device, non_blocking=True)
+            entries = to_device(np.stack((places, self.on_host.reshape(-1)[places])), self.on_device.device)
             self.on_device.view(-1).index_copy_(0, entries[0], entries[1].int())
         self.changes.clear()
 

@@ -26,11 +26,15 @@ MOST_ROWS = 256  # beyond, cuBLAS is faster
 
 @dataclass(frozen=True)
 class Vector:
-    """How to run the single-row kernel: `rows` of W a program, `columns` of them at a time."""
+    """How to run the single-row kernel: `rows` of W a program, `columns` of them at a time.
+
+    With `ahead` a program asks for the columns after the first ones before the kernel before has ended.
+    """
 
     rows: int
     columns: int
     num_warps: int
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,10 +157,12 @@ def vector_linear(
     y = torch.empty((1, num_outputs), dtype=x_MK.dtype, device=x_MK.device)
     total = None if residual_MK is None else torch.empty_like(x_MK)
     norm_weight, eps = norm if norm is not None else (None, 0.0)
+    rest = size - setting.columns if setting.ahead else 0
     _vector[(triton.cdiv(num_outputs, setting.rows),)](
         x_MK, residual_MK, norm_weight, weight_NK, bias_N, y, total, num_outputs, size, eps, weight_NK.stride(0),
         NORM=norm is not None, ADD=residual_MK is not None, GATE=gate, BIAS=bias_N is not None,
-        ROWS=setting.rows, COLUMNS=setting.columns, num_warps=setting.num_warps, **overlap(x_MK),
+        ROWS=setting.rows, COLUMNS=setting.columns, num_warps=setting.num_warps,
+        AHEAD=min(4096, triton.next_power_of_2(rest)) if rest > 0 else 0, **overlap(x_MK),
     )  # fmt: skip
     return y, total
 
@@ -192,7 +198,7 @@ def tile_linear(
 def _vector(
     x_ptr, residual_ptr, norm_ptr, weight_ptr, bias_ptr, y_ptr, total_ptr, num_outputs, size, eps, stride,
     NORM: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, PDL: tl.constexpr,
+    COLUMNS: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     exists = (row < num_outputs)[:, None]
@@ -204,6 +210,12 @@ def _vector(
     weight = tl.load(weights, mask=inside, other=0.0)  # in flight while the kernel before ends
     if GATE:
         up_weight = tl.load(weights + second_half, mask=inside, other=0.0)
+    if PDL and AHEAD > 0:
+        line = tl.minimum(COLUMNS + tl.arange(0, AHEAD // 64) * 64, size - 1)
+        rest = weight_ptr + tl.minimum(row, num_outputs - 1).to(tl.int64)[:, None] * stride + line[None, :]
+        prefetch(rest)
+        if GATE:
+            prefetch(rest + second_half)
     wait_for_previous(PDL)
     dtype = y_ptr.dtype.element_ty
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)

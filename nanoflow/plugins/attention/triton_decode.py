@@ -111,6 +111,34 @@ def prefetch_context(
         prefetch(value_ptr + blocks * stride_vb + tokens % P * stride_vp + line * (H // LINES))
 
 
+@triton.jit
+def load_tile(
+    key_ptr, value_ptr, blocks, token, length, stride_kb, stride_kp, stride_vb, stride_vp,
+    H: tl.constexpr, P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Keys [H, N] and values [N, H] of the tile of tokens from `token` on, and which of them are there."""
+    dims = tl.arange(0, BLOCK_H)
+    tokens = token + tl.arange(0, BLOCK_N)
+    seen = tokens < length
+    offset_k = blocks.to(tl.int64) * stride_kb + tokens % P * stride_kp
+    offset_v = blocks.to(tl.int64) * stride_vb + tokens % P * stride_vp
+    k = tl.load(key_ptr + offset_k[None, :] + dims[:, None], mask=seen[None, :] & (dims < H)[:, None], other=0.0)
+    v = tl.load(value_ptr + offset_v[:, None] + dims[None, :], mask=seen[:, None] & (dims < H)[None, :], other=0.0)
+    return k, v, seen
+
+
+@triton.jit
+def attend_tile(q, k, v, seen, peak, total_weight, spread_weight, acc, scale, PRECISION: tl.constexpr):
+    """Take a tile into the running softmax."""
+    scores = tl.dot(q, k, input_precision=PRECISION) * scale
+    scores = tl.where(seen[None, :], scores, HIDDEN)
+    new_peak = tl.maximum(peak, tl.max(scores, 1))
+    weights = tl.exp2(scores - new_peak[:, None])
+    shrink = tl.exp2(peak - new_peak)
+    acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+    return new_peak, total_weight * shrink, spread_weight * shrink[:, None] + weights, acc
+
+
 @triton.jit(do_not_specialize=["num_seqs", "num_shares", "stride_t"])
 def decode_kernel(
     out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, context_lens_ptr, ends_ptr, shares_ptr,
@@ -119,7 +147,7 @@ def decode_kernel(
     stride_t, stride_table, R: tl.constexpr, K: tl.constexpr, H: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, REDUCE_R: tl.constexpr, REDUCE_C: tl.constexpr,
     PRECISION: tl.constexpr, SKIP: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, AHEAD: tl.constexpr,
-    PDL: tl.constexpr,
+    ALONE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: one share of the row for one KV head, a sequence (or a part of it) at a time.
 
@@ -130,6 +158,9 @@ def decode_kernel(
     With `SKIP` = 0 queries are given and keys and values stored. With 1, `query` holds the whole QKV projection: the
     program norms and rotates its queries, and the one that has a sequence's end also its new key, which it stores with
     the new value, and attends to them from registers.
+
+    `ALONE` says that no share has tiles of two sequences. Then, with `SKIP`, the first tile is loaded before the kernel
+    before has ended: that one has nothing to do with what earlier steps stored.
     """
     let_next_start(PDL)
     head = tl.program_id(0)
@@ -151,9 +182,17 @@ def decode_kernel(
                 stride_kb, stride_kp, stride_vb, stride_vp, H, P, AHEAD,
             )  # fmt: skip
 
+    if ALONE and SKIP == 1:
+        token = (tile - begin) * BLOCK_N
+        there = tl.where(tile < last_tile, length, 0)
+        table_ptr = tables_ptr + tl.minimum(seq, num_seqs - 1).to(tl.int64) * stride_t
+        blocks = block_ids(table_ptr, token, there, P, BLOCK_N)
+        first_k, first_v, first_seen = load_tile(
+            key_ptr, value_ptr, blocks, token, there, stride_kb, stride_kp, stride_vb, stride_vp, H, P, BLOCK_H, BLOCK_N
+        )
+
     rows = tl.arange(0, BLOCK_R)
     dims = tl.arange(0, BLOCK_H)
-    tokens_N = tl.arange(0, BLOCK_N)
     row_mask = (rows < R)[:, None] & (dims < H)[None, :]
     heads = head * R + rows
     wait_for_previous(PDL)
@@ -192,31 +231,24 @@ def decode_kernel(
                 peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 1) * scale
                 total_weight += 1.0
                 acc += tl.where(dims[None, :] < H, new_value, 0.0).to(tl.float32)
+        token = (tile - begin) * BLOCK_N
         last_token = tl.minimum((stop - begin) * BLOCK_N, tl.maximum(length, 1))
-        blocks = block_ids(table_ptr, (tile - begin) * BLOCK_N, length, P, BLOCK_N)
-        for token in range((tile - begin) * BLOCK_N, last_token, BLOCK_N):
-            tokens = token + tokens_N
-            seen = tokens < length
-            place = tokens % P
-            offset_k = blocks.to(tl.int64) * stride_kb + place * stride_kp
-            offset_v = blocks.to(tl.int64) * stride_vb + place * stride_vp
-            blocks = block_ids(table_ptr, token + BLOCK_N, length, P, BLOCK_N)  # the next tile's, ahead of their use
-            k = tl.load(
-                key_ptr + offset_k[None, :] + dims[:, None], mask=seen[None, :] & (dims < H)[:, None], other=0.0
+        if ALONE and SKIP == 1:
+            peak, total_weight, spread_weight, acc = attend_tile(
+                q, first_k, first_v, first_seen, peak, total_weight, spread_weight, acc, scale, PRECISION
             )
-            scores = tl.dot(q, k, input_precision=PRECISION) * scale
-            scores = tl.where(seen[None, :], scores, HIDDEN)
-            new_peak = tl.maximum(peak, tl.max(scores, 1))
-            weights = tl.exp2(scores - new_peak[:, None])
-            shrink = tl.exp2(peak - new_peak)
-            total_weight *= shrink
-            spread_weight = spread_weight * shrink[:, None] + weights
-            peak = new_peak
-            v = tl.load(
-                value_ptr + offset_v[:, None] + dims[None, :], mask=seen[:, None] & (dims < H)[None, :], other=0.0
+            token += BLOCK_N
+        blocks = block_ids(table_ptr, token, length, P, BLOCK_N)
+        for start in range(token, last_token, BLOCK_N):
+            next_blocks = block_ids(table_ptr, start + BLOCK_N, length, P, BLOCK_N)  # ahead of their use
+            k, v, seen = load_tile(
+                key_ptr, value_ptr, blocks, start, length, stride_kb, stride_kp, stride_vb, stride_vp, H, P, BLOCK_H,
+                BLOCK_N,
+            )  # fmt: skip
+            peak, total_weight, spread_weight, acc = attend_tile(
+                q, k, v, seen, peak, total_weight, spread_weight, acc, scale, PRECISION
             )
-            acc = acc * shrink[:, None]
-            acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+            blocks = next_blocks
         total_weight += tl.sum(spread_weight, 1)
         acc = acc / total_weight[:, None]
         if stop - tile == end - begin:
@@ -280,11 +312,15 @@ def combine(
 
 @dataclass(slots=True)
 class Shares:
-    """How one step's row of tiles is cut: `ends` and `shares` as in `share_kernel`, for one `skip`."""
+    """How one step's row of tiles is cut: `ends` and `shares` as in `share_kernel`, for one `skip`.
+
+    `alone` says that no share has tiles of two sequences.
+    """
 
     ends_S1: torch.Tensor
     shares_W4: torch.Tensor
     skip: int
+    alone: bool
 
 
 class TritonDecode:
@@ -324,7 +360,7 @@ class TritonDecode:
             BLOCK_N=self.settings.block_n, BLOCK_S=max(32, triton.next_power_of_2(num_seqs)), BLOCK_W=8,
             LEAST=least, SKIP=skip,
         )  # fmt: skip
-        return Shares(ends_S1, shares_W4, skip)
+        return Shares(ends_S1, shares_W4, skip, least > 0)
 
     def __call__(
         self, shares: Shares, inputs: AttentionInput, query_SNH: torch.Tensor, key_BPKH: torch.Tensor,
@@ -360,5 +396,5 @@ class TritonDecode:
             shares.shares_W4, self.partial, self.lse, self.arrived, *rotation, self.context.scale * LOG2_E,
             inputs.num_seqs, self.num_shares, *out_SNH.stride()[:2], *query_strides, *key_BPKH.stride()[:3],
             *value_BPKH.stride()[:3], inputs.block_tables_SB.stride(0), table_stride, **self.constants,
-            SKIP=shares.skip, Q_NORM=q_norm, K_NORM=k_norm, **overlap(out_SNH),
+            SKIP=shares.skip, ALONE=shares.alone, Q_NORM=q_norm, K_NORM=k_norm, **overlap(out_SNH),
         )  # fmt: skip
