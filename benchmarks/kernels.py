@@ -45,12 +45,11 @@ MODELS = {"0.6B": (1024, 28, 16, 8, 3072), "8B": (4096, 36, 32, 8, 12288)}
 TUNED_ROWS = (1, 8, 64, 128, 256)
 
 VECTORS = [
-    Vector(*values, ahead)
+    Vector(*values)
     for values in (
         (4, 512, 2), (8, 512, 4), (16, 512, 4), (2, 1024, 4), (4, 1024, 4), (8, 1024, 8), (2, 2048, 4), (4, 2048, 4),
         (4, 2048, 8), (2, 4096, 4), (4, 4096, 8),
     )
-    for ahead in (False, True)
 ]  # fmt: skip
 TILES = {  # for x of so many rows: tokens, rows, columns, warps, stages
     8: (
@@ -93,8 +92,7 @@ class Product:
 
     def settings(self, rows: int) -> list[Any]:
         if rows == 1:
-            fitting = [s for s in VECTORS if s.columns <= max(512, 2 ** (self.size - 1).bit_length())]
-            return [s for s in fitting if not s.ahead or s.columns < self.size]
+            return [s for s in VECTORS if s.columns <= max(512, 2 ** (self.size - 1).bit_length())]
         found: list[Any] = [None]
         for (*shape, warps, stages), splits, ahead in itertools.product(TILES[rows], (1, 2, 4), (False, True)):
             if splits == 1 or (self.may_split and self.size >= splits * shape[-1]):

@@ -49,6 +49,7 @@ ENGINE_REFUSED: dict[str, list[Any]] = {
     "gpu_memory_utilization": [0, -0.1, 1.1, NAN, None, "0.9", True],
     "enforce_eager": [0, None, "true"],
     "graph_sizes": [[], [0], [1.5], 8, "8"],
+    "graph_tokens": [[0], [1.5], 8, "8"],
     "overlap": [0, 1, "true"],
     "device": [None, 0, 1.5, True],
 }
@@ -63,6 +64,7 @@ ENGINE_TAKEN: dict[str, list[Any]] = {
     "gpu_memory_utilization": [1, 0.5],
     "enforce_eager": [True, False],
     "graph_sizes": [None, [1], [4, 2]],
+    "graph_tokens": [None, [], [64, 32]],
     "overlap": [None, True, False],
     "device": ["auto", "cpu", "cuda", "cuda:1"],
 }

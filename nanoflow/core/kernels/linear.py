@@ -26,15 +26,11 @@ MOST_ROWS = 256  # beyond, cuBLAS is faster
 
 @dataclass(frozen=True)
 class Vector:
-    """How to run the single-row kernel: `rows` of W a program, `columns` of them at a time.
-
-    With `ahead` a program asks for the columns after the first ones before the kernel before has ended.
-    """
+    """How to run the single-row kernel: `rows` of W a program, `columns` of them at a time."""
 
     rows: int
     columns: int
     num_warps: int
-    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ def vector_setting(num_outputs: int, size: int, *, gate: bool, normed: bool) -> 
     """What was fastest on an H100 at the shapes of Qwen3 0.6B and 8B."""
     if normed:
         if size <= 1024:
-            return Vector(rows=8, columns=512, num_warps=4)
+            return Vector(rows=4, columns=512, num_warps=2) if gate else Vector(rows=2, columns=1024, num_warps=4)
         return Vector(rows=2, columns=2048 if gate else 1024, num_warps=4)
     if size == 2048:
         return Vector(rows=4, columns=2048, num_warps=8)
@@ -113,10 +109,11 @@ def tile_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_
     is_head, is_large = num_outputs >= 2**16, num_outputs * size >= 2**24
     if num_rows > MOST_ROWS or (num_rows > 64 and is_large):
         return None
-    if num_rows > 64:
-        if may_split:
-            return Tile(64, rows=64, columns=128, splits=2, num_warps=4, num_stages=4)
+    if num_rows > 128 and not may_split:
         return Tile(128, rows=64, columns=64, splits=1, num_warps=8, num_stages=5)
+    if num_rows > 64:
+        splits = (4 if num_rows <= 128 else 2) if may_split else 1
+        return Tile(64, rows=64, columns=128, splits=splits, num_warps=4, num_stages=4)
     tokens = max(16, triton.next_power_of_2(num_rows))
     if is_head:
         if num_rows > 32:
@@ -129,9 +126,11 @@ def tile_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_
             return Tile(tokens, rows=16, columns=256, splits=2, num_warps=2, num_stages=4)
         return Tile(64, rows=32, columns=128, splits=2 if may_split else 1, num_warps=4, num_stages=4)
     if gate:
-        return Tile(16 if num_rows <= 16 else 64, rows=32, columns=128, splits=1, num_warps=4, num_stages=4)
+        return Tile(64, rows=32, columns=128, splits=1, num_warps=4, num_stages=6 if num_rows <= 16 else 4)
+    if not may_split and num_rows <= 16:
+        return Tile(16, rows=32, columns=128, splits=1, num_warps=4, num_stages=4)
     splits = max(1, triton.cdiv(128, triton.cdiv(num_outputs, 32))) if may_split else 1
-    return Tile(64, rows=32, columns=128, splits=splits, num_warps=4, num_stages=6, ahead=True)
+    return Tile(64, rows=32, columns=128, splits=splits, num_warps=4, num_stages=6, ahead=may_split)
 
 
 def vector_linear(
@@ -157,12 +156,10 @@ def vector_linear(
     y = torch.empty((1, num_outputs), dtype=x_MK.dtype, device=x_MK.device)
     total = None if residual_MK is None else torch.empty_like(x_MK)
     norm_weight, eps = norm if norm is not None else (None, 0.0)
-    rest = size - setting.columns if setting.ahead else 0
     _vector[(triton.cdiv(num_outputs, setting.rows),)](
         x_MK, residual_MK, norm_weight, weight_NK, bias_N, y, total, num_outputs, size, eps, weight_NK.stride(0),
         NORM=norm is not None, ADD=residual_MK is not None, GATE=gate, BIAS=bias_N is not None,
-        ROWS=setting.rows, COLUMNS=setting.columns, num_warps=setting.num_warps,
-        AHEAD=min(4096, triton.next_power_of_2(rest)) if rest > 0 else 0, **overlap(x_MK),
+        ROWS=setting.rows, COLUMNS=setting.columns, num_warps=setting.num_warps, **overlap(x_MK),
     )  # fmt: skip
     return y, total
 
@@ -198,7 +195,7 @@ def tile_linear(
 def _vector(
     x_ptr, residual_ptr, norm_ptr, weight_ptr, bias_ptr, y_ptr, total_ptr, num_outputs, size, eps, stride,
     NORM: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, AHEAD: tl.constexpr, PDL: tl.constexpr,
+    COLUMNS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     exists = (row < num_outputs)[:, None]
@@ -210,12 +207,6 @@ def _vector(
     weight = tl.load(weights, mask=inside, other=0.0)  # in flight while the kernel before ends
     if GATE:
         up_weight = tl.load(weights + second_half, mask=inside, other=0.0)
-    if PDL and AHEAD > 0:
-        line = tl.minimum(COLUMNS + tl.arange(0, AHEAD // 64) * 64, size - 1)
-        rest = weight_ptr + tl.minimum(row, num_outputs - 1).to(tl.int64)[:, None] * stride + line[None, :]
-        prefetch(rest)
-        if GATE:
-            prefetch(rest + second_half)
     wait_for_previous(PDL)
     dtype = y_ptr.dtype.element_ty
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 from nanoflow.core.kernels.launch import begin, overlap
 
@@ -42,7 +43,8 @@ def draw(
         return token_ids_S
     _best_of_chunk[(num_rows, num_chunks)](
         logits_SV, temperature_S, seed_S, position_S, threshold_S, values_SC, ids_SC, size, logits_SV.stride(0),
-        FILTERED=threshold_S is not None, CHUNK=chunk, BLOCK=1024, num_warps=4, **overlap(logits_SV),
+        FILTERED=threshold_S is not None, CHUNK=chunk, BLOCK=1024, FAST=logits_SV.is_cuda, num_warps=4,
+        **overlap(logits_SV),
     )  # fmt: skip
     _best_of_row[(num_rows,)](
         values_SC, ids_SC, token_ids_S, last_token_R, targets_S, num_chunks, FEED=last_token_R is not None,
@@ -99,7 +101,7 @@ def _chunk_size(num_rows: int, size: int) -> int:
 @triton.jit
 def _best_of_chunk(
     logits_ptr, temperature_ptr, seed_ptr, position_ptr, threshold_ptr, values_ptr, ids_ptr, size, stride,
-    FILTERED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    FILTERED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     begin(PDL)
@@ -117,7 +119,7 @@ def _best_of_chunk(
         score = score.to(tl.float32)
         if temperature > 0:
             kept = score >= lowest
-            score = tl.where(kept, _score(score, temperature) + _gumbel(candidate, key), float("-inf"))
+            score = tl.where(kept, _score(score, temperature) + _gumbel(candidate, key, FAST), float("-inf"))
         better = score > best
         best, best_id = tl.where(better, score, best), tl.where(better, candidate, best_id)
     top = tl.max(best, 0)
@@ -150,14 +152,16 @@ def _key(seed, position):
 
 
 @triton.jit
-def _gumbel(candidate, key):
+def _gumbel(candidate, key, FAST: tl.constexpr):
     """Noise of these candidates, as `gumbel_noise`, up to 1e-5."""
     bits = _mix(_mix(candidate.to(tl.uint32) ^ key) + key)
     rest = (8388607.5 - (bits >> 9).to(tl.float32)) * 1.1920928955078125e-07  # 1 - uniform, exact
-    # The fast logarithm is right to 1e-7 of 1; so where that is too much, the first terms of the series of -log(1 - x).
-    series = rest + rest * rest * (0.5 + rest * 0.33333333)
-    exponential = tl.where(rest < 0.01, series, tl.log2(1.0 - rest) * -0.6931471805599453)
-    return tl.log2(exponential) * -0.6931471805599453
+    if FAST:
+        # The GPU's own logarithm is right to 1e-7 of 1; where that is too much, the first terms of a series.
+        series = rest + rest * rest * (0.5 + rest * 0.33333333)
+        exponential = tl.where(rest < 0.01, series, libdevice.fast_log2f(1.0 - rest) * -0.6931471805599453)
+        return libdevice.fast_log2f(exponential) * -0.6931471805599453
+    return -tl.log(-tl.log(1.0 - rest))
 
 
 @triton.jit

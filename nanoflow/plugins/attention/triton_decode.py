@@ -351,7 +351,8 @@ class TritonDecode:
 
     def shares(self, inputs: AttentionInput) -> Shares:
         """Cut the work of a step's decoding sequences, on the device, from the lengths that are there when it runs."""
-        num_seqs, device, skip = inputs.num_seqs, self.context.device, int(inputs.settled)
+        num_seqs, device = inputs.num_seqs, self.context.device
+        skip = int(inputs.settled and self.settings.projects)
         least = self.settings.least if 2 * num_seqs <= self.num_shares else 0  # else there are too few for that
         ends_S1 = torch.empty(num_seqs + 1, dtype=torch.int32, device=device)
         shares_W4 = torch.empty((self.num_shares, 4), dtype=torch.int32, device=device)

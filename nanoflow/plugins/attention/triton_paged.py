@@ -47,7 +47,7 @@ class TritonAttention(PagedAttention):
         return out_TNH
 
     def project_and_attend(self, layer: int, projection: Projection) -> torch.Tensor | None:
-        if not self.inputs.settled:
+        if self.shares.skip == 0:
             return None
         qkv, c = projection.qkv_TE, self.context
         out_SNH = torch.empty((len(qkv), c.num_heads, c.head_dim), dtype=qkv.dtype, device=qkv.device)

@@ -24,6 +24,7 @@ class DecodeSettings:
         waves: programs a multiprocessor, over all KV heads.
         least: fewest tiles in a share, which then has those of one sequence only; 0 for equal shares.
         ahead: tokens, a power of two, whose keys and values a program asks for before the kernel before has ended.
+        projects: whether the kernel also norms, rotates and stores, in steps that are settled.
     """
 
     block_n: int
@@ -32,6 +33,7 @@ class DecodeSettings:
     waves: float
     least: int = 0
     ahead: int = 0
+    projects: bool = False
 
     def shared_memory(self, row_bytes: int) -> int:
         """Bytes that the tiles in flight take, with keys and values of `row_bytes` each."""
@@ -52,13 +54,14 @@ class PrefillSettings:
         return (self.block_m + self.num_stages * self.block_n * 2) * row_bytes
 
 
-# By the most sequences that a row is for. Searched on an H100 with 16-bit types, head_dim 128, 2 query heads a KV head.
-# Programs of one warp need no barriers within a tile, and so many of them fit on a multiprocessor that a pipeline of
-# loads within each gains nothing more.
+# By the most sequences that a row is for. Searched on an H100 in whole decode steps of Qwen3-0.6B (16-bit types,
+# head_dim 128, 2 query heads a KV head, blocks of 16). Few sequences are a matter of latency: programs of a warp or two
+# need few barriers, and one kernel is faster than two. From some 32 on bandwidth counts, and the projection's part of
+# the work, which takes registers, is better done by a kernel of its own.
 DECODE = (
-    (4, DecodeSettings(block_n=32, num_warps=1, num_stages=1, waves=2, least=1, ahead=64)),
-    (24, DecodeSettings(block_n=32, num_warps=1, num_stages=1, waves=4, least=1, ahead=64)),
-    (10**9, DecodeSettings(block_n=32, num_warps=1, num_stages=1, waves=8)),
+    (2, DecodeSettings(block_n=32, num_warps=2, num_stages=1, waves=4, least=1, projects=True)),
+    (24, DecodeSettings(block_n=16, num_warps=1, num_stages=3, waves=4, ahead=64, projects=True)),
+    (10**9, DecodeSettings(block_n=64, num_warps=2, num_stages=2, waves=4, ahead=64)),
 )
 # By bytes of a row of keys.
 PREFILL = (
