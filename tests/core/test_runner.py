@@ -25,15 +25,15 @@ def test_rows_are_reused(oracle: Oracle, overlap: bool, num_kv_blocks: int) -> N
     used: list[list[int]] = []
 
     def watch(batch: Any) -> Any:
-        rows = update_rows(batch)
+        rows, any_new = update_rows(batch)
         used.append(rows.tolist())
         holding = {s.request_id: s.row for s, _ in engine_of(llm).requests.values() if s.row >= 0}
         assert len(set(holding.values())) == len(holding)
         assert set(holding.values()).isdisjoint(runner.free_rows)
         assert len(holding) + len(runner.free_rows) == 3
         for sequence, row in zip(batch.sequences, rows, strict=True):
-            assert runner.block_tables[row, : len(sequence.block_table)].tolist() == sequence.block_table
-        return rows
+            assert runner.tables.on_host[row, : len(sequence.block_table)].tolist() == sequence.block_table
+        return rows, any_new
 
     runner._update_rows = watch  # type: ignore[method-assign]
     check(llm, oracle("plain"))

@@ -96,7 +96,7 @@ def test_projections(dtype: torch.dtype, group: int, head_dim: int) -> None:
     for block_size in BLOCK_SIZES:
         c = context(group, head_dim, block_size, dtype, DEVICE)
         build, config = builder("triton", c)
-        for count in (1, 2, 9, 37, 200):
+        for count in (1, 2, 9, 24):
             case = Case.draw(rng, block_size, rng.integers(1, 900, count).tolist())
             found = projected_errors(build, config, c, case, normed=count != 9)
             assert max(found) < BOUNDS[dtype], (block_size, count)

@@ -50,7 +50,7 @@ def test_projections(normed: bool, group: int, head_dim: int, block_size: int) -
 @pytest.mark.parametrize("least", [0, 1, 3])
 @pytest.mark.parametrize("decodes", [[700], [3] * 5, [1, 500, 1, 90, 250]])
 def test_shares_of_any_size(decodes: list[int], least: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = DecodeSettings(block_n=32, num_warps=4, num_stages=2, waves=4, least=least)
+    settings = DecodeSettings(block_n=32, num_warps=4, num_stages=2, waves=4, least=least, projects=True)
     monkeypatch.setattr(triton_settings, "DECODE", ((10**9, settings),))
     c = context(2, 32, 16, num_layers=1)
     case = Case.draw(np.random.default_rng(0), 16, decodes)
