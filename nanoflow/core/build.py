@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from nanoflow.core.interfaces import (
 from nanoflow.core.registry import Registry
 from nanoflow.core.runner import ModelRunner
 from nanoflow.core.tokenizer import Tokenizer
+
+# Tokens in a batch. A GPU is busier with larger chunks, and there they are short; a CPU is busy with any.
+GPU_TOKENS, CPU_TOKENS = 8192, 2048
 
 
 def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, str]]:
@@ -61,6 +65,9 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
     attention_entry, attention_options = registry.resolve("attention", config.attention, attention_context)
 
     scheduler_entry, limits = registry.resolve("scheduler", config.scheduler)
+    if limits.max_num_batched_tokens is None:
+        budget = GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
+        limits = replace(limits, max_num_batched_tokens=max(budget, limits.max_num_seqs))
     blocks_entry, blocks_options = registry.resolve("block_manager", config.block_manager)
 
     def build_attention() -> AttentionBackend:
@@ -135,7 +142,7 @@ def graphs_to_capture(
     decodes = sorted({*(size for size in decodes if size < limits.max_num_seqs), limits.max_num_seqs})
     tokens = options.graph_tokens
     if tokens is None:
-        tokens = graphs.token_sizes(limits.max_num_batched_tokens)
+        tokens = graphs.token_sizes(limits.budget)
     return decodes, sorted(set(tokens)) if attention.capturable_chunks else []
 
 

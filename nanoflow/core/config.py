@@ -157,13 +157,22 @@ class SchedulerConfig:
     """
 
     max_num_seqs: int = option(256, "most sequences in a batch, and most that hold blocks at a time")
-    max_num_batched_tokens: int = option(2048, "most tokens in a batch, decodes and prefill chunks together")
+    max_num_batched_tokens: int | None = option(
+        None, "most tokens in a batch, decodes and prefill chunks together; null: 8192 on a GPU, 2048 on a CPU"
+    )
 
     def __post_init__(self) -> None:
         seqs, tokens = self.max_num_seqs, self.max_num_batched_tokens
         require(is_int(seqs) and seqs >= 1, "scheduler.max_num_seqs", seqs, "an integer >= 1")
-        wanted = f"an integer >= max_num_seqs ({seqs}), so that no decode starves"
-        require(is_int(tokens) and tokens >= seqs, "scheduler.max_num_batched_tokens", tokens, wanted)
+        wanted = f"an integer >= max_num_seqs ({seqs}), so that no decode starves, or null"
+        fits = tokens is None or (is_int(tokens) and tokens >= seqs)
+        require(fits, "scheduler.max_num_batched_tokens", tokens, wanted)
+
+    @property
+    def budget(self) -> int:
+        """`max_num_batched_tokens`, which a scheduler is never built without."""
+        assert self.max_num_batched_tokens is not None
+        return self.max_num_batched_tokens
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ class Scheduler(ABC):
     step n+1 comes before `update` for step n.
 
     Its config derives from `SchedulerConfig`. No batch has more than `max_num_seqs` sequences, no more than these hold
-    blocks at a time, and no batch has more than `max_num_batched_tokens` tokens.
+    blocks at a time, and no batch has more than its `budget` of tokens.
     """
 
     @abstractmethod

@@ -52,13 +52,13 @@ def measure_step(runner: ModelRunner, limits: SchedulerConfig, max_model_len: in
     Runs that step: as many sequences and tokens as the scheduler may batch, all of them sampled with all filters. They
     share one block, for their content doesn't matter. It also compiles the kernels of such steps.
     """
-    num_seqs = min(limits.max_num_seqs, limits.max_num_batched_tokens)
+    num_seqs = min(limits.max_num_seqs, limits.budget)
     runner.attention.allocate(1)
     torch.cuda.reset_peak_memory_stats(runner.device)
     before = torch.cuda.memory_allocated(runner.device)
     batch = Batch()
     params = SamplingParams(top_p=0.9, top_k=50, min_p=0.01)
-    left = limits.max_num_batched_tokens
+    left = limits.budget
     for index in range(num_seqs):
         length = min(-(-left // (num_seqs - index)), max_model_len)
         sequence = Sequence(str(index), [0] * length, params, max_tokens=1)

@@ -23,7 +23,7 @@ class FCFSScheduler(Scheduler):
 
     def __init__(self, config: SchedulerConfig, context: SchedulerContext) -> None:
         self.max_num_seqs = config.max_num_seqs
-        self.max_num_batched_tokens = config.max_num_batched_tokens
+        self.max_num_batched_tokens = config.budget
         self.blocks = context.block_manager
         self.unfinished: dict[str, Sequence] = {}
         self.waiting: deque[Sequence] = deque()  # in order of arrival, and all later than those running
