@@ -130,8 +130,8 @@ def _time(seconds: float) -> str:
     return f"{rounded(seconds)} s" if seconds >= 1 else f"{rounded(1000 * seconds)} ms"
 
 
-def measure(subject: Subject, name: str, rounds: Rounds) -> Result:
-    """The workload of that name."""
+def measure(subject: Subject, name: str, targets: dict[str, float], rounds: Rounds) -> Result:
+    """The workload of that name; the GPU's idle share too, if there is a target for that."""
     equal = partial(workloads.equal, name, SAMPLING, subject.vocab_size, input_len=128)
     kind, _, number = name.partition("-")
     if kind == "ttft":
@@ -142,6 +142,8 @@ def measure(subject: Subject, name: str, rounds: Rounds) -> Result:
     else:
         workload = workloads.offline256(ThroughputOptions(), SAMPLING, subject.vocab_size)
         result = subject.throughput(workload, rounds)
+    if "idle" not in targets:
+        return result
     try:
         return replace(result, idle=subject.idle(workload, rounds))
     except Exception:  # a profiler that doesn't work here must not cost the figure
@@ -166,7 +168,7 @@ def measure_model(findings: Findings, model: str, config: Config, names: list[st
     with subject:
         findings.speeds[model], findings.made_of[model] = subject.speed, subject.llm.describe()
         for name in names:
-            findings.add(model, name, partial(measure, subject, name, rounds))
+            findings.add(model, name, partial(measure, subject, name, TARGETS.get(model, {}), rounds))
     del subject
     gc.collect()
     if torch.cuda.is_available():

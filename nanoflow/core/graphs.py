@@ -29,10 +29,9 @@ def decode_sizes(max_num_seqs: int) -> list[int]:
 
 
 def token_sizes(max_num_batched_tokens: int) -> list[int]:
-    """Token counts to capture steps with prefill for, at most a third apart from 64 on."""
+    """Token counts to capture steps with prefill for, each a third or a half more than the one before from 64 on."""
     most = min(max_num_batched_tokens, MOST_TOKENS)
-    quarters = (start + start * part // 4 for start in (128, 256, 512, 1024, 2048, 4096) for part in range(4))
-    sizes = [16, 32, 64, 96, *quarters]
+    sizes = [16, 32, *(size for power in range(6, 13) for size in (2**power, 2**power * 3 // 2))]
     return [size for size in sizes if size < most] + [most]
 
 
@@ -105,13 +104,14 @@ class StepGraphs:
         self.max_num_seqs = len(rows.last_token_R) - 1
         self.decodes = decodes
         self.tokens = tokens
-        pool = torch.cuda.graph_pool_handle()
+        self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream()  # one for all captures, since memory is kept by stream
         # The largest first: the others fit into its memory.
         self.of_tokens = {
-            size: self._capture(size, most_seqs(size, self.max_num_seqs), pool, settled=False)
-            for size in reversed(tokens)
+            size: self._capture(size, most_seqs(size, self.max_num_seqs), settled=False) for size in reversed(tokens)
         }
-        self.of_decodes = {size: self._capture(size, size, pool, settled=True) for size in reversed(decodes)}
+        self.of_decodes = {size: self._capture(size, size, settled=True) for size in reversed(decodes)}
+        torch.cuda.empty_cache()
 
     def find(self, num_tokens: int, num_seqs: int, *, settled: bool) -> Capture | None:
         """The graph for such a step, if there is one; `settled` as in `AttentionInput`."""
@@ -131,7 +131,7 @@ class StepGraphs:
         capture.buffer.memory.copy_(step.memory, non_blocking=True)
         capture.graph.replay()
 
-    def _capture(self, num_tokens: int, num_seqs: int, pool: tuple[int, int], *, settled: bool) -> Capture:
+    def _capture(self, num_tokens: int, num_seqs: int, *, settled: bool) -> Capture:
         device, width = self.rows.last_token_R.device, self.rows.block_tables_RB.shape[1]
         buffer = StepBuffer(num_tokens, num_seqs, device)
         step = buffer.tensors
@@ -146,14 +146,15 @@ class StepGraphs:
             num_decodes=num_seqs if settled else 0,
             settled=settled,
         )
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._step(step, inputs)  # compiles kernels and sizes workspaces, which a capture can't
-        torch.cuda.current_stream().wait_stream(stream)
+        # Not `torch.cuda.graph`, which gives all unused memory back before each capture: with many that takes seconds.
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            self._step(step, inputs)  # compiles kernels and sizes workspaces, which a capture can't
+            graph.capture_begin(self.pool)
             logits_SV, tokens_S = self._step(step, inputs)
+            graph.capture_end()
+        torch.cuda.current_stream().wait_stream(self.stream)
         return Capture(graph, buffer, inputs, logits_SV, tokens_S)
 
     def _padding(self, num_tokens: int, num_seqs: int, *, settled: bool) -> StepBuffer:

@@ -14,7 +14,6 @@ from nanoflow.plugins.attention.paged import PagedAttention
 # one sequence as uncut ones, and 1.4 times as fast for 8; from 32 sequences on the number of parts doesn't matter.
 PROGRAMS_PER_SM = 2
 MAX_SPLITS = 32
-QUERIES_PER_TILE = 128  # rows of FlashAttention's tiles, the query heads of a KV head counted
 
 
 class FlashCalls:
@@ -41,10 +40,9 @@ class FlashCalls:
             places = torch.arange(len(starts_S1), dtype=torch.int32, device=starts_S1.device)
             num_decodes = (starts_S1 == places).cumprod(0).sum(dtype=torch.int32) - 1
             starts_S1 = starts_S1.clamp(min=num_decodes)
-        c, num_tokens = self.context, len(inputs.slot_mapping_T)
-        group = c.num_heads // c.num_kv_heads
-        num_tiles = -(-num_tokens * group // QUERIES_PER_TILE) * c.num_kv_heads
-        return self._rows(inputs, starts_S1, int(inputs.query_lens.max()), splits(num_tiles, self.num_sms))
+        # Cutting contexts needs a kernel that combines the parts, which takes 30 microseconds a layer even where there
+        # is nothing to combine, and a graph can't know that.
+        return self._rows(inputs, starts_S1, int(inputs.query_lens.max()), num_splits=1)
 
     def __call__(
         self, rows: Rows, query_TNH: torch.Tensor, key_BPKH: torch.Tensor, value_BPKH: torch.Tensor
@@ -86,5 +84,5 @@ class FlashAttention(PagedAttention):
 
 
 def splits(num_tiles: int, num_sms: int) -> int:
-    """Parts of each context, for `num_tiles` pairs of a tile of queries and a KV head."""
+    """Parts of each context, for `num_tiles` pairs of a sequence and a KV head."""
     return min(MAX_SPLITS, max(1, PROGRAMS_PER_SM * num_sms // num_tiles))
