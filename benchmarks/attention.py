@@ -17,6 +17,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -140,9 +141,15 @@ def time_decode(backend: AttentionBackend, c: AttentionContext, num_seqs: int) -
     num_bytes = 2 * int(context_lens.sum()) * KV_HEADS * HEAD_DIM * c.dtype.itemsize
     inputs, num_blocks = batch(c, np.ones(num_seqs, np.int64), context_lens)
     give_cache(backend, c, NUM_LAYERS, num_blocks)
-    backend.plan(inputs)
     query = torch.randn(num_seqs, c.num_heads, HEAD_DIM, dtype=c.dtype, device=c.device)
-    return replay_seconds(lambda: [backend.attend(layer, query) for layer in range(NUM_LAYERS)]) / NUM_LAYERS, num_bytes
+    backend.timed = inputs, query, num_bytes
+    return replay_seconds(lambda: step(backend, inputs, query, NUM_LAYERS)) / NUM_LAYERS, num_bytes
+
+
+def step(backend: AttentionBackend, inputs: AttentionInput, query: torch.Tensor, num_layers: int) -> list[torch.Tensor]:
+    """Plan, and attend in each layer."""
+    backend.plan(inputs)
+    return [backend.attend(layer, query) for layer in range(num_layers)]
 
 
 def time_prefill(backend: AttentionBackend, c: AttentionContext, chunks: list[tuple[int, int]]) -> tuple[float, float]:
@@ -151,10 +158,9 @@ def time_prefill(backend: AttentionBackend, c: AttentionContext, chunks: list[tu
     context_lens = np.array([new + past for new, past in chunks])
     pairs = sum(new * past + new * (new + 1) // 2 for new, past in chunks)
     inputs, num_blocks = batch(c, query_lens, context_lens)
-    give_cache(backend, c, 1, num_blocks)
-    backend.plan(inputs)
+    give_cache(backend, c, 4, num_blocks)
     query = torch.randn(int(query_lens.sum()), c.num_heads, HEAD_DIM, dtype=c.dtype, device=c.device)
-    return replay_seconds(lambda: [backend.attend(0, query) for _ in range(4)]) / 4, 4 * HEAD_DIM * c.num_heads * pairs
+    return replay_seconds(lambda: step(backend, inputs, query, 4)) / 4, 4 * HEAD_DIM * c.num_heads * pairs
 
 
 def give_cache(backend: AttentionBackend, c: AttentionContext, num_layers: int, num_blocks: int) -> None:
@@ -213,12 +219,13 @@ def read_bandwidth() -> float:
 # --- the search for settings ---
 
 TUNED_DECODES = [(1, 2), (8, 2), (32, 2), (64, 2), (128, 2), (256, 2), (256, 4)]
-WAVES = [1, 2, 3, 4, 6]
+WAVES = [1, 2, 4, 8]
 
 
 def decode_candidates() -> Iterator[DecodeSettings]:
-    for block_n, num_warps, num_stages in itertools.product((32, 64, 128), (2, 4), (2, 3)):
-        yield DecodeSettings(block_n, num_warps, num_stages, 2)
+    sizes = ((16, 1), (32, 1), (32, 2), (64, 2), (64, 4), (128, 4))
+    for (block_n, num_warps), num_stages, ahead in itertools.product(sizes, (1, 2, 3), (0, 64)):
+        yield DecodeSettings(block_n, num_warps, num_stages, 2, ahead=ahead)
 
 
 def prefill_candidates() -> Iterator[PrefillSettings]:
@@ -246,8 +253,8 @@ def use(backend: TritonAttention, settings: DecodeSettings | PrefillSettings) ->
     if isinstance(settings, PrefillSettings):
         backend.prefiller = TritonPrefill(backend.context, settings)
     else:
-        backend.plan_decode = lambda inputs: None
         backend.decoder = TritonDecode(backend.context, settings, limits(backend.context.device)[0])
+        backend.plan_decode = lambda inputs: setattr(backend, "shares", backend.decoder.shares(inputs))
 
 
 def tune(bandwidth: float) -> dict:
@@ -265,7 +272,7 @@ def tune(bandwidth: float) -> dict:
         c = context(group, block_size)
         backend = TritonAttention(NoOptions(), c)
         for settings, waves in itertools.product(decode, WAVES):
-            use(backend, one := DecodeSettings(settings.block_n, settings.num_warps, settings.num_stages, waves))
+            use(backend, one := replace(settings, waves=waves))
             seconds, num_bytes = retime(backend, c, num_seqs)
             results.append((num_bytes / seconds / bandwidth, one))
         del backend.timed
@@ -303,13 +310,9 @@ def tune(bandwidth: float) -> dict:
 def retime(backend: TritonAttention, c: AttentionContext, num_seqs: int) -> tuple[float, int]:
     """As `time_decode`, with the batch and the cache of the call before."""
     if not hasattr(backend, "timed"):
-        result = time_decode(backend, c, num_seqs)
-        query = torch.randn(num_seqs, c.num_heads, HEAD_DIM, dtype=c.dtype, device=c.device)
-        backend.timed = (query, result[1])
-        return result
-    query, num_bytes = backend.timed
-    work = lambda: [backend.attend(layer, query) for layer in range(NUM_LAYERS)]  # noqa: E731
-    return replay_seconds(work, repeats=3) / NUM_LAYERS, num_bytes
+        return time_decode(backend, c, num_seqs)
+    inputs, query, num_bytes = backend.timed
+    return replay_seconds(lambda: step(backend, inputs, query, NUM_LAYERS), repeats=3) / NUM_LAYERS, num_bytes
 
 
 def describe(settings: DecodeSettings | PrefillSettings) -> tuple:

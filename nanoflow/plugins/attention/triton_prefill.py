@@ -13,8 +13,8 @@ import triton.language as tl
 
 from nanoflow.core.interfaces import AttentionContext
 from nanoflow.core.types import AttentionInput
-from nanoflow.plugins.attention.triton_decode import HIDDEN, LOG2_E, block_ids
 from nanoflow.plugins.attention.triton_settings import PrefillSettings
+from nanoflow.plugins.attention.triton_tiles import HIDDEN, LOG2_E, block_ids
 
 
 @triton.jit(do_not_specialize=["num_seqs", "num_tiles"])
