@@ -43,7 +43,7 @@ TARGETS = {  # in the unit of the result; idle in percent
 }  # fmt: skip
 WORKLOADS = {
     "qwen3-0.6b": ("start", "offline256", "decode-1", "decode-8", "decode-64", "ttft-128"),
-    "qwen3-8b": ("offline256", "decode-1", "decode-64"),
+    "qwen3-8b": ("decode-1", "offline256", "decode-64"),
 }
 PARTS = ("start", "offline256", "decode", "ttft")
 SAMPLING = SamplingParams(temperature=0.6, ignore_eos=True)
