@@ -57,7 +57,9 @@ def measure_step(runner: ModelRunner, limits: SchedulerConfig, max_model_len: in
     torch.cuda.reset_peak_memory_stats(runner.device)
     before = torch.cuda.memory_allocated(runner.device)
     batch = Batch()
-    params = SamplingParams(top_p=0.9, top_k=50, min_p=0.01)
+    params = SamplingParams(
+        top_p=0.9, top_k=50, min_p=0.01, presence_penalty=1, logit_bias={0: 1.0}, logprobs=1, prompt_logprobs=1
+    )
     left = limits.max_num_batched_tokens
     for index in range(num_seqs):
         length = min(-(-left // (num_seqs - index)), max_model_len)
