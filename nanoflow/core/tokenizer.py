@@ -64,13 +64,11 @@ class Tokenizer:
         return self.token_texts[token_id]
 
     def word_token_ids(self, words: Iterable[str]) -> list[list[int]]:
-        """Token ids of each word, at the beginning of a text and, where it is written as many tokens, after a space."""
+        """Token ids of each word as it is written at the beginning of a text and, if that differs, after a space."""
         result: list[list[int]] = []
         for word in words:
-            first, spaced = (self.hf.encode(prefix + word.lstrip(), add_special_tokens=False) for prefix in ("", " "))
-            result.append(first)
-            if len(spaced) == len(first) and spaced[0] != first[0]:  # else the space is a token that matters not
-                result.append(spaced)
+            ways = [self.hf.encode(space + word.lstrip(), add_special_tokens=False) for space in ("", " ")]
+            result += ways[: 1 + (ways[0] != ways[1])]
         return result
 
     def render_chat(self, messages: list[dict[str, str]]) -> str:
