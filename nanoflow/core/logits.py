@@ -77,7 +77,7 @@ class RowLogits:
         bias_RV = self.bias_RV if self.biased[rows].any() else None
         counts_RV = self.counts_RV if self.penalized[rows].any() else None
         biased_S = to_device(self.biased[rows], self.device)
-        penalties_3S = to_device(self.penalties_3R[:, rows], self.device)
+        penalties_3S = to_device(np.ascontiguousarray(self.penalties_3R[:, rows]), self.device)
         scores_SV = adjust(logits_SV, rows_S, biased_S, bias_RV, penalties_3S, counts_RV)
         forbidden = self._forbidden(sequences, rows, position)
         if forbidden.size:
@@ -168,13 +168,17 @@ def adjust(
     """Logits [S, V], float32, with biases added, then penalties applied as vLLM and transformers do.
 
     Args:
-        logits_SV: left alone.
+        logits_SV: left alone; any row stride.
         rows_S: int64; rows in the tables.
         biased_S: bool; rows whose entries in `bias_RV` count.
         bias_RV: float32; None where no row is biased.
-        penalties_3S: float32; repetition, presence and frequency; 1, 0, 0 for none.
+        penalties_3S: float32, contiguous; repetition, presence and frequency; 1, 0, 0 for none.
         counts_RV: int32; as by `IN_PROMPT` and `GENERATED`; None where no row is penalized.
     """
+    if logits_SV.is_cuda:
+        from nanoflow.core.kernels import logits as kernel
+
+        return kernel.adjust(logits_SV, rows_S, biased_S, bias_RV, penalties_3S, counts_RV)
     scores_SV = logits_SV.to(torch.float32, copy=True)
     if bias_RV is not None:
         scores_SV += torch.where(biased_S.unsqueeze(-1), bias_RV[rows_S], 0.0)
