@@ -23,6 +23,8 @@ class RowSampler:
     Attributes:
         temperature: float32 numpy array [R]; 0 is greedy.
         seed: int64 numpy array [R]; any 64 bits.
+        plain: bool numpy array [R]; whether no more than a plain draw is ever wanted: no filter, no changed logits, no
+            log-probabilities.
     """
 
     def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
@@ -33,6 +35,7 @@ class RowSampler:
         self.min_p = np.zeros(num_rows, np.float32)
         self.seed = np.zeros(num_rows, np.int64)
         self.filtered = np.zeros(num_rows, bool)
+        self.plain = np.zeros(num_rows, bool)
         self.num_logprobs = np.full(num_rows, -1, np.int64)  # -1: none asked for
         self.logits = RowLogits(num_rows, vocab_size, device)
         self.sampler = Sampler()
@@ -49,6 +52,8 @@ class RowSampler:
         self.filtered[row] = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
         self.num_logprobs[row] = -1 if params.logprobs is None else num_candidates(params.logprobs, self.vocab_size)
         self.logits.assign(row, sequence)
+        changed = self.logits.always[row] or params.min_tokens > 0
+        self.plain[row] = not (self.filtered[row] or changed or params.logprobs is not None)
 
     def beyond_plain(self, rows: np.ndarray, position: np.ndarray) -> np.ndarray:
         """Which of these rows need more than a plain draw for the token at `position`, bool [S]."""
@@ -86,22 +91,23 @@ class RowSampler:
             tokens_S[place] = drawn
         return tokens_S
 
-    def asks_logprobs(self, rows: np.ndarray) -> bool:
-        """Whether any of these rows wants log-probabilities of what it draws."""
-        return bool((self.num_logprobs[rows] >= 0).any())
-
     def logprobs(
         self, logits_SV: torch.Tensor, tokens_S: torch.Tensor, sequences: list[Sequence], rows: np.ndarray,
-        position: np.ndarray,
-    ) -> TopLogprobs | None:  # fmt: skip
-        """Log-probabilities of drawn tokens, of those rows that ask for them; None if none does. Arguments as `draw`'s,
-        and what it gave."""
-        asking = np.flatnonzero(self.num_logprobs[rows] >= 0)
+        position: np.ndarray, counts: np.ndarray | bool = True,
+    ) -> list[TopLogprobs]:  # fmt: skip
+        """Log-probabilities of drawn tokens, of those rows that ask for them; empty if none does.
+
+        Args:
+            tokens_S: what was drawn.
+            counts: which of the tokens count, bool [S].
+            logits_SV, sequences, rows, position: as `draw`'s.
+        """
+        asking = np.flatnonzero((self.num_logprobs[rows] >= 0) & counts)
         if len(asking) == 0:
-            return None
+            return []
         spans = [Span(sequences[i], int(position[i]), 1, int(self.num_logprobs[rows[i]])) for i in asking.tolist()]
         place = to_device(asking, self.device)
-        return top_logprobs(spans, lambda part: logits_SV[place[part]], tokens_S[place])
+        return [top_logprobs(spans, lambda part: logits_SV[place[part]], tokens_S[place])]
 
     def _inputs(self, rows: np.ndarray, position: np.ndarray) -> SamplingInput:
         return SamplingInput(

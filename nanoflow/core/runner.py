@@ -130,8 +130,7 @@ class ModelRunner:
         drawing = self._drawing(step, batch, rows, sampling)
         tokens_S = self.sampler.draw(logits_SV, *drawing)
         self.rows.last_token_R[to_device(rows[sampling], self.device)] = tokens_S
-        if (drawn := self.sampler.logprobs(logits_SV, tokens_S, *drawing)) is not None:
-            logprobs.append(drawn)
+        logprobs += self.sampler.logprobs(logits_SV, tokens_S, *drawing)
         return self._pending(tokens_S, [True] * len(sampling), logprobs)
 
     def _forward(self, host: StepBuffer, batch: Batch, settled: bool) -> torch.Tensor:
@@ -161,21 +160,21 @@ class ModelRunner:
         """As one graph, which draws for all rows as if they wanted no more than a plain draw."""
         assert self.graphs is not None
         self.graphs.replay(capture, step)
-        logits_SV, tokens_S = capture.logits_SV[: len(rows)], capture.tokens_S[: len(rows)]
-        again = self.sampler.beyond_plain(rows, step.arrays.context_lens_S[: len(rows)])
-        if again.any():
-            again = np.flatnonzero(again & batch.samples)
-            place = to_device(again, self.device)
-            part = logits_SV if len(again) == len(rows) else logits_SV[place]
-            tokens_S[place] = drawn = self.sampler.draw(part, *self._drawing(step, batch, rows, again))
-            self.rows.last_token_R[to_device(rows[again], self.device)] = drawn
-        logprobs = None
-        if self.sampler.asks_logprobs(rows):
-            sampling = np.flatnonzero(batch.samples)
-            place = to_device(sampling, self.device)
-            drawing = self._drawing(step, batch, rows, sampling)
-            logprobs = self.sampler.logprobs(logits_SV[place], tokens_S[place], *drawing)
-        return self._pending(tokens_S, batch.samples, [] if logprobs is None else [logprobs])
+        count = len(rows)
+        logits_SV, tokens_S = capture.logits_SV[:count], capture.tokens_S[:count]
+        if self.sampler.plain[rows].all():
+            return self._pending(tokens_S, batch.samples, [])
+        again = self.sampler.beyond_plain(rows, step.arrays.context_lens_S[:count]) & batch.samples
+        everyone = self._drawing(step, batch, rows, np.arange(count))
+        if again.all():
+            tokens_S = self.sampler.draw(logits_SV, *everyone)
+        elif again.any():
+            chosen = np.flatnonzero(again)
+            place = to_device(chosen, self.device)
+            tokens_S[place] = self.sampler.draw(logits_SV[place], *self._drawing(step, batch, rows, chosen))
+        self.rows.last_token_R[capture.buffer.tensors.targets_S[:count]] = tokens_S
+        logprobs = self.sampler.logprobs(logits_SV, tokens_S, *everyone, np.array(batch.samples))
+        return self._pending(tokens_S, batch.samples, logprobs)
 
     def _drawing(
         self, step: StepBuffer, batch: Batch, rows: np.ndarray, chosen: np.ndarray

@@ -34,7 +34,7 @@ def _adjust(
     candidate = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = candidate < size
     score = tl.load(logits_ptr + index * stride + candidate, mask=inside, other=0.0).to(tl.float32)
-    if BIASED:
+    if BIASED:  # noqa: SIM102 (decided when it is compiled)
         if tl.load(biased_ptr + index) != 0:
             score += tl.load(bias_ptr + row * size + candidate, mask=inside, other=0.0)
     if PENALIZED:
