@@ -16,6 +16,7 @@ _PUBLIC = {
     "SamplingParams": "nanoflow.core.config",
     "RequestOutput": "nanoflow.core.types",
     "CompletionOutput": "nanoflow.core.types",
+    "Logprob": "nanoflow.core.types",
     "Component": "nanoflow.core.interfaces",
     "hookimpl": "nanoflow.core.hookspecs",
     "NanoflowError": "nanoflow.core.errors",
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from nanoflow.core.hookspecs import hookimpl
     from nanoflow.core.interfaces import Component
     from nanoflow.core.llm import LLM
-    from nanoflow.core.types import CompletionOutput, RequestOutput
+    from nanoflow.core.types import CompletionOutput, Logprob, RequestOutput
 
 
 def __getattr__(name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from nanoflow.core import checkpoint, graphs, memory
-from nanoflow.core.config import Config, EngineConfig, SchedulerConfig
+from nanoflow.core.config import Config, EngineConfig, SamplingParams, SchedulerConfig
 from nanoflow.core.engine import Engine
 from nanoflow.core.errors import CheckpointError, ConfigError
 from nanoflow.core.interfaces import (
@@ -118,6 +118,7 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
         vocab_size=model.vocab_size,
         max_model_len=max_model_len,
         eos_token_ids=eos_token_ids,
+        default_params=checkpoint.sampling_params(folder) if options.generation_config == "auto" else SamplingParams(),
         seed=options.seed,
         depth=1 if overlap else 0,
     )

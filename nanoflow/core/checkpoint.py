@@ -9,10 +9,15 @@ from typing import Any
 
 import torch
 
-from nanoflow.core.errors import CheckpointError, did_you_mean
+from nanoflow.core.config import SamplingParams
+from nanoflow.core.errors import CheckpointError, ConfigError, did_you_mean
 
 ASSETS = Path(__file__).parent.parent / "assets"
 INDEX = "model.safetensors.index.json"
+# Keys of generation_config.json, and the sampling parameters that they are the defaults of.
+GENERATION_KEYS = {name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")} | {
+    "max_new_tokens": "max_tokens"
+}
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -63,13 +68,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     return _read_json(folder / "config.json")
 
 
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """The checkpoint's generation_config.json; empty if it has none.
+
+    Raises:
+        CheckpointError: it is no JSON object.
+    """
+    file = folder / "generation_config.json"
+    return _read_json(file) if file.exists() else {}
+
+
+def sampling_params(folder: Path) -> SamplingParams:
+    """How the checkpoint's generation_config.json wants tokens to be sampled; what it doesn't say is as always.
+
+    Raises:
+        CheckpointError: it says what can't be.
+    """
+    said = read_generation_config(folder)
+    values = {name: said[key] for key, name in GENERATION_KEYS.items() if said.get(key) is not None}
+    try:
+        return SamplingParams(**values)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / 'generation_config.json'}: {error}") from error
+
+
 def eos_token_ids(folder: Path, hf_config: dict[str, Any]) -> frozenset[int]:
     """End-of-sequence ids by config.json and generation_config.json."""
-    sources = [hf_config]
-    if (folder / "generation_config.json").exists():
-        sources.append(_read_json(folder / "generation_config.json"))
     ids: set[int] = set()
-    for source in sources:
+    for source in (hf_config, read_generation_config(folder)):
         value = source.get("eos_token_id")
         ids |= {value} if isinstance(value, int) else set(value or ())
     return frozenset(ids)

@@ -42,9 +42,11 @@ def is_number(value: object) -> bool:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the tokens of one request are chosen. Names and defaults follow vLLM's `SamplingParams`.
+    """How the tokens of one request are chosen. Names, meanings and defaults follow vLLM's `SamplingParams`.
 
-    Filters apply in the order of transformers' logits processors: temperature, top_k, top_p, min_p.
+    Logits pass through, in this order: what is forbidden or favoured (allowed_token_ids, logit_bias, bad_words, stop
+    tokens before min_tokens); penalties (repetition, then frequency and presence); temperature, top_k, top_p, min_p.
+    `docs/sampling.md` describes each field.
 
     Raises:
         ConfigError: a value out of its range; the message names the field, the value and the range.
@@ -54,16 +56,35 @@ class SamplingParams:
     top_p: float = option(1.0, "keep the likeliest tokens that hold this share of probability, in (0, 1]")
     top_k: int = option(0, "keep this many likeliest tokens; 0 or -1 keeps all")
     min_p: float = option(0.0, "drop tokens less likely than this share of the likeliest, in [0, 1]")
+    repetition_penalty: float = option(1.0, "> 1 weakens tokens of prompt and output, < 1 favours them; > 0")
+    presence_penalty: float = option(0.0, "taken from the logits of tokens of the output, in [-2, 2]")
+    frequency_penalty: float = option(0.0, "the same, once for each time the token is there, in [-2, 2]")
+    logit_bias: dict[int, float] | None = option(None, "token id -> what its logit gets added, in [-100, 100]")
+    allowed_token_ids: list[int] | None = option(None, "generate these token ids only")
+    bad_words: list[str] | None = option(None, "texts that are not generated")
     seed: int | None = option(None, "the same seed draws the same tokens in any batch; null: from engine.seed")
     max_tokens: int | None = option(16, "most tokens to generate; null: up to max_model_len")
     min_tokens: int = option(0, "no stop token or stop string ends the request before this many tokens")
     stop: list[str] | None = option(None, "strings that end the request; not part of its text")
-    stop_token_ids: list[int] | None = option(None, "token ids that end the request")
+    stop_token_ids: list[int] | None = option(None, "token ids that end the request; not part of its text")
     ignore_eos: bool = option(False, "go on after the end-of-sequence token")
+    include_stop_str_in_output: bool = option(False, "keep the stop string or stop token that ended it in the text")
+    logprobs: int | None = option(
+        None, "log-probabilities of so many likeliest tokens beside each generated one; -1: all"
+    )
+    prompt_logprobs: int | None = option(None, "the same for the tokens of the prompt")
+    detokenize: bool = option(True, "false: token ids only, no text")
+    skip_special_tokens: bool = option(True, "leave special tokens out of the text")
+    truncate_prompt_tokens: int | None = option(
+        None, "use only so many last tokens of the prompt; -1: as many as leave room for max_tokens"
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", [self.stop])
+        if isinstance(self.logit_bias, dict):  # JSON has no integers for keys
+            bias = {int(k) if isinstance(k, str) and k.isdecimal() else k: v for k, v in self.logit_bias.items()}
+            object.__setattr__(self, "logit_bias", bias)
         require(is_number(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "a number >= 0")
         require(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "a number in (0, 1]")
         require(
@@ -80,7 +101,36 @@ class SamplingParams:
                 "a non-empty string or a list of them")  # fmt: skip
         require(_list_of(self.stop_token_ids, lambda i: is_int(i) and i >= 0), "stop_token_ids", self.stop_token_ids,
                 "a list of integers >= 0")  # fmt: skip
-        require(isinstance(self.ignore_eos, bool), "ignore_eos", self.ignore_eos, "true or false")
+        self._check_logits()
+        self._check_output()
+
+    def _check_logits(self) -> None:
+        require(is_number(self.repetition_penalty) and self.repetition_penalty > 0, "repetition_penalty",
+                self.repetition_penalty, "a number > 0")  # fmt: skip
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            require(is_number(value) and -2 <= value <= 2, name, value, "a number in [-2, 2]")
+        bias = self.logit_bias
+        require(bias is None or (isinstance(bias, dict) and all(is_int(key) and key >= 0 for key in bias)
+                and all(is_number(value) and -100 <= value <= 100 for value in bias.values())),
+                "logit_bias", bias, "a map from token ids >= 0 to numbers in [-100, 100]")  # fmt: skip
+        allowed = self.allowed_token_ids
+        require(allowed is None or (bool(allowed) and _list_of(allowed, lambda i: is_int(i) and i >= 0)),
+                "allowed_token_ids", allowed, "a list of integers >= 0, at least one")  # fmt: skip
+        require(_list_of(self.bad_words, lambda s: isinstance(s, str) and s.strip() != ""), "bad_words",
+                self.bad_words, "a list of texts that are not blank")  # fmt: skip
+
+    def _check_output(self) -> None:
+        for name in ("ignore_eos", "include_stop_str_in_output", "detokenize", "skip_special_tokens"):
+            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+        require(self.detokenize or not self.stop, "detokenize", self.detokenize, "true where there are stop strings")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            require(value is None or (is_int(value) and value >= -1), name, value,
+                    "an integer >= 0, -1 for all tokens, or None for none")  # fmt: skip
+        length = self.truncate_prompt_tokens
+        require(length is None or (is_int(length) and (length >= 1 or length == -1)), "truncate_prompt_tokens", length,
+                "an integer >= 1, -1 for what fits, or None")  # fmt: skip
 
 
 def _list_of(value: object, accepts: Any) -> bool:
@@ -109,12 +159,16 @@ class EngineConfig:
     graph_tokens: list[int] | None = option(
         None, "token counts to capture steps with prefill for, [] for none; null: up to 8192"
     )
+    generation_config: str = option(
+        "auto", "auto: default sampling parameters from the checkpoint's generation_config.json | none: vLLM's"
+    )
     overlap: bool | None = option(None, "schedule the next step while one runs; null: on a GPU")
 
     def __post_init__(self) -> None:
         for name, choices in {
             "dtype": ("auto", "float32", "float16", "bfloat16"),
             "load_format": ("auto", "dummy"),
+            "generation_config": ("auto", "none"),
         }.items():
             require(
                 getattr(self, name) in choices, f"engine.{name}", getattr(self, name), "one of " + ", ".join(choices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import xxhash
 
@@ -26,13 +27,15 @@ class Engine:
         vocab_size: V; token ids must lie below it.
         max_model_len: most tokens in a sequence.
         eos_token_ids: ids that end a request unless it ignores them.
+        default_params: how to sample where a caller says nothing.
         seed: where requests without a seed get theirs from, with their number.
         depth: steps that may be in flight while the next is scheduled: 1 overlaps host and device, 0 does not.
     """
 
     def __init__(
         self, *, runner: ModelRunner, scheduler: Scheduler, block_manager: BlockManager, tokenizer: Tokenizer | None,
-        vocab_size: int, max_model_len: int, eos_token_ids: frozenset[int], seed: int, depth: int,
+        vocab_size: int, max_model_len: int, eos_token_ids: frozenset[int], default_params: SamplingParams, seed: int,
+        depth: int,
     ) -> None:  # fmt: skip
         self.runner = runner
         self.scheduler = scheduler
@@ -41,6 +44,7 @@ class Engine:
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         self.eos_token_ids = eos_token_ids
+        self.default_params = default_params
         self.seed = seed
         self.depth = depth
         self.requests: dict[str, tuple[Sequence, OutputText]] = {}
@@ -69,6 +73,7 @@ class Engine:
         if request_id in self.requests:
             raise RequestError(f"There is an unfinished request {request_id!r} already; ids must differ.")
         max_tokens = self.check_request(prompt_token_ids, params)
+        prompt_token_ids = self._truncated(prompt_token_ids, params)
         eos_token_ids = frozenset() if params.ignore_eos else self.eos_token_ids
         seed = params.seed
         if seed is None:
@@ -79,6 +84,7 @@ class Engine:
             params,
             max_tokens=max_tokens,
             stop_token_ids=eos_token_ids | frozenset(params.stop_token_ids or ()),
+            bad_words=self.tokenizer.word_token_ids(params.bad_words) if self.tokenizer and params.bad_words else (),
             seed=(seed + 2**63) % 2**64 - 2**63,
         )
         self.num_requests += 1
@@ -91,6 +97,7 @@ class Engine:
         Raises:
             RequestError: it could never be served, with the numbers.
         """
+        prompt_token_ids = self._truncated(prompt_token_ids, params)
         length = len(prompt_token_ids)
         if length == 0:
             raise RequestError("The prompt is empty; give at least one token.")
@@ -99,13 +106,13 @@ class Engine:
                 f"The prompt has {length} tokens, but max_model_len is {self.max_model_len}, and at least one is for "
                 f"the output; shorten the prompt to {self.max_model_len - 1} tokens."
             )
-        for token_id in (min(prompt_token_ids), max(prompt_token_ids), *(params.stop_token_ids or ())):
-            if not 0 <= token_id < self.vocab_size:
-                raise RequestError(
-                    f"Token id {token_id} is not in the vocabulary; ids go from 0 to {self.vocab_size - 1}."
-                )
+        self._check_ids("", (min(prompt_token_ids), max(prompt_token_ids), *(params.stop_token_ids or ())))
+        self._check_ids("logit_bias: ", params.logit_bias or ())
+        self._check_ids("allowed_token_ids: ", params.allowed_token_ids or ())
         if params.stop and self.tokenizer is None:
             raise RequestError("Stop strings need a tokenizer, and the checkpoint has none; use stop_token_ids.")
+        if params.bad_words and self.tokenizer is None:
+            raise RequestError("bad_words need a tokenizer, and the checkpoint has none; use logit_bias.")
         room = self.max_model_len - length
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         # The last token is sampled and never computed, so it needs no place in the cache.
@@ -117,6 +124,22 @@ class Engine:
                 f"engine.num_kv_blocks."
             )
         return max_tokens
+
+    def _truncated(self, prompt_token_ids: list[int], params: SamplingParams) -> list[int]:
+        """The part of the prompt that `truncate_prompt_tokens` leaves."""
+        length = params.truncate_prompt_tokens
+        if length is None:
+            return prompt_token_ids
+        if length == -1:
+            length = max(1, self.max_model_len - (params.max_tokens or 1))
+        return prompt_token_ids[-length:]
+
+    def _check_ids(self, where: str, token_ids: Iterable[int]) -> None:
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise RequestError(
+                    f"{where}Token id {token_id} is not in the vocabulary; ids go from 0 to {self.vocab_size - 1}."
+                )
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now; returns what it has, or None if there is no such unfinished request."""
@@ -160,12 +183,20 @@ class Engine:
         assert self.in_flight, f"the scheduler has {len(self.requests)} unfinished requests and runs none of them"
         batch, step = self.in_flight.popleft()
         sampling = [s for s, samples in zip(batch.sequences, batch.samples, strict=True) if samples]
-        for sequence, token_id in zip(sampling, step.result(), strict=True):
+        token_ids = step.result()
+        for part in step.logprobs:
+            for sequence, position, logprobs in part.read(self._token_text):
+                if not sequence.is_finished:
+                    sequence.add_logprobs(position, logprobs)
+        for sequence, token_id in zip(sampling, token_ids, strict=True):
             if not sequence.is_finished:
                 sequence.append_token(token_id)
                 self.requests[sequence.request_id][1].update()
                 self._stats.num_output_tokens += 1
         return [self._end(sequence) for sequence in self.scheduler.update(batch)]
+
+    def _token_text(self, token_id: int) -> str | None:
+        return self.tokenizer.token_text(token_id) if self.tokenizer else None
 
     def _end(self, sequence: Sequence) -> RequestOutput:
         self.runner.release(sequence)
@@ -174,6 +205,8 @@ class Engine:
             index=0,
             text=text.final(),
             token_ids=sequence.output_token_ids,
+            cumulative_logprob=sequence.cumulative_logprob,
+            logprobs=None if sequence.params.logprobs is None else sequence.logprobs,
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
         )
@@ -181,6 +214,7 @@ class Engine:
             request_id=sequence.request_id,
             prompt=text.prompt,
             prompt_token_ids=sequence.token_ids[: sequence.num_prompt_tokens],
+            prompt_logprobs=sequence.prompt_logprobs,
             outputs=[completion],
             finished=True,
             num_cached_tokens=max(0, sequence.num_cached_tokens),

@@ -140,10 +140,11 @@ class BlockManager(ABC):
 
     @abstractmethod
     def match(self, sequence: Sequence) -> int:
-        """How many leading tokens of `sequence` the cache holds: a multiple of P, below `sequence.num_tokens`.
+        """How many leading tokens of `sequence` the cache holds: a multiple of P, at most
+        `sequence.num_skippable_tokens`.
 
-        At least one token is always left to compute, since its logits are needed. Changes nothing that can be seen.
-        0 for a manager without a prefix cache.
+        The tokens after these are left to compute even if the cache holds them, since their logits are needed; the last
+        one is always among them. Changes nothing that can be seen. 0 for a manager without a prefix cache.
         """
 
     @abstractmethod

@@ -68,7 +68,7 @@ class LLM:
 
         Args:
             prompts: a text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`, or a list of these.
-            sampling_params: one for all, or a list with one for each prompt; None for the defaults.
+            sampling_params: one for all, or a list with one for each prompt; None for `get_default_sampling_params`.
             use_tqdm: show a progress bar.
 
         Returns:
@@ -122,6 +122,11 @@ class LLM:
             raise RequestError(f"Prompt {index} must be a text or a list of token ids, got {prompt!r:.60}.")
         return None, list(token_ids)
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What is used where no `sampling_params` are given: by the checkpoint's generation_config.json, unless the
+        engine's option `generation_config` is `none`."""
+        return self.engine.default_params
+
     @property
     def engine(self) -> Engine:
         """The engine below, for those who want to step it themselves.
@@ -161,7 +166,7 @@ class LLM:
         use_tqdm: bool,
     ) -> list[RequestOutput]:
         engine = self.engine
-        params = _params_for(sampling_params, len(prompts))
+        params = _params_for(engine.default_params if sampling_params is None else sampling_params, len(prompts))
         for index, ((_, token_ids), param) in enumerate(zip(prompts, params, strict=True)):
             with _naming_prompt(index, len(prompts)):
                 engine.check_request(token_ids, param)
@@ -257,8 +262,7 @@ def _is_single(prompts: Any) -> bool:
     return isinstance(prompts, str | dict)
 
 
-def _params_for(params: SamplingParams | list[SamplingParams] | None, count: int) -> list[SamplingParams]:
-    params = SamplingParams() if params is None else params
+def _params_for(params: SamplingParams | list[SamplingParams], count: int) -> list[SamplingParams]:
     if isinstance(params, SamplingParams):
         return [params] * count
     if not isinstance(params, list | tuple) or not all(isinstance(item, SamplingParams) for item in params):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import torch
 
@@ -57,11 +58,12 @@ def measure_step(runner: ModelRunner, limits: SchedulerConfig, max_model_len: in
     torch.cuda.reset_peak_memory_stats(runner.device)
     before = torch.cuda.memory_allocated(runner.device)
     batch = Batch()
-    params = SamplingParams(top_p=0.9, top_k=50, min_p=0.01)
+    params = SamplingParams(top_p=0.9, top_k=50, min_p=0.01, presence_penalty=1, logit_bias={0: 1.0}, logprobs=1)
+    scored = replace(params, prompt_logprobs=1)  # taken for so few tokens at a time that one sequence shows it
     left = limits.budget
     for index in range(num_seqs):
         length = min(-(-left // (num_seqs - index)), max_model_len)
-        sequence = Sequence(str(index), [0] * length, params, max_tokens=1)
+        sequence = Sequence(str(index), [0] * length, params if index else scored, max_tokens=1)
         sequence.block_table = [0] * -(-length // runner.block_size)
         batch.add(sequence, length)
         left -= length

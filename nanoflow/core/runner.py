@@ -15,7 +15,8 @@ import torch
 
 from nanoflow.core.graphs import Capture, RowState, StepGraphs, gather_rows
 from nanoflow.core.interfaces import AttentionBackend, ModelArch
-from nanoflow.core.sampler import Sampler, SamplingInput
+from nanoflow.core.logprobs import Span, TopLogprobs, num_candidates, top_logprobs
+from nanoflow.core.row_sampler import RowSampler
 from nanoflow.core.step import BlockTables, StepBuffer, fill
 from nanoflow.core.transfer import to_device
 from nanoflow.core.types import AttentionInput, Batch, Sequence
@@ -23,10 +24,18 @@ from nanoflow.core.types import AttentionInput, Batch, Sequence
 
 @dataclass(slots=True)
 class PendingStep:
-    """A submitted step. `result` waits for it."""
+    """A submitted step. `result` waits for it.
 
-    tokens_S: torch.Tensor  # on the host once `done`
-    samples: list[bool]  # which of them count
+    Attributes:
+        tokens_S: int64; on the host once `done`.
+        samples: which of them count.
+        logprobs: what sequences asked for beside their tokens; empty for none. To be read after `result`.
+        done: None if it is done already.
+    """
+
+    tokens_S: torch.Tensor
+    samples: list[bool]
+    logprobs: list[TopLogprobs]
     done: torch.cuda.Event | None
 
     def result(self) -> list[int]:
@@ -58,25 +67,19 @@ class ModelRunner:
     ) -> None:  # fmt: skip
         self.model = model
         self.attention = attention
-        self.sampler = Sampler()
         self.device = device
         self.block_size = block_size
         self.free_rows = list(reversed(range(max_num_seqs)))
+        self.num_scored = 0  # rows whose sequences want log-probabilities of their prompts
         self.tables = BlockTables(max_num_seqs, -(-max_model_len // block_size), padding_block, device)
         num_rows = max_num_seqs + 1  # one for padding
-        self.temperature = np.zeros(num_rows, np.float32)
-        self.top_k = np.zeros(num_rows, np.int64)
-        self.top_p = np.zeros(num_rows, np.float32)
-        self.min_p = np.zeros(num_rows, np.float32)
-        self.seed = np.zeros(num_rows, np.int64)
-        self.min_len = np.zeros(num_rows, np.int64)  # no stop token before so many tokens, prompt included
-        self.plain = np.zeros(num_rows, bool)  # sampling needs no filter
+        self.sampler = RowSampler(num_rows, model.vocab_size, device)
         self.params_changed = False
         self.rows = RowState(
             block_tables_RB=self.tables.on_device,
             last_token_R=torch.zeros(num_rows, dtype=torch.int64, device=device),
-            temperature_R=torch.from_numpy(self.temperature).to(device),
-            seed_R=torch.from_numpy(self.seed).to(device),
+            temperature_R=torch.from_numpy(self.sampler.temperature).to(device),
+            seed_R=torch.from_numpy(self.sampler.seed).to(device),
         )
         self.graphs: StepGraphs | None = None
 
@@ -85,6 +88,7 @@ class ModelRunner:
         if sequence.row >= 0:
             self.tables.clear(sequence.row)
             self.free_rows.append(sequence.row)
+            self.num_scored -= sequence.params.prompt_logprobs is not None
             sequence.row = -1
 
     @torch.inference_mode()
@@ -102,26 +106,32 @@ class ModelRunner:
         rows, any_new = self._update_rows(batch)
         num_tokens, num_seqs = batch.total_tokens, len(rows)
         settled = num_tokens == num_seqs and not any_new
-        capture = self.graphs.find(num_tokens, num_seqs, settled=settled) if self.graphs is not None else None
+        spans = self._prompt_spans(batch)
+        capture = None
+        if self.graphs is not None and not spans:  # captured steps keep the logits of last tokens only
+            capture = self.graphs.find(num_tokens, num_seqs, settled=settled)
         if capture is not None:
             num_tokens, num_seqs = capture.buffer.num_tokens, capture.buffer.num_seqs
         step = StepBuffer(num_tokens, num_seqs, torch.device("cpu"), pinned=self.device.type == "cuda")
         fill(step.arrays, batch, rows, self.tables.on_host, self.block_size, settled=settled)
         if capture is not None:
-            tokens_S, samples = self._replay(capture, step, batch, rows), batch.samples
-        else:
-            tokens_S, samples = self._run(step, batch, rows, settled), [True] * sum(batch.samples)
-        return self._pending(tokens_S, samples)
+            return self._replay(capture, step, batch, rows)
+        return self._run(step, batch, rows, spans, settled)
 
-    def _run(self, step: StepBuffer, batch: Batch, rows: np.ndarray, settled: bool) -> torch.Tensor:
-        """Tokens of the sequences that sample."""
+    def _run(
+        self, step: StepBuffer, batch: Batch, rows: np.ndarray, spans: list[Span], settled: bool
+    ) -> PendingStep:  # fmt: skip
+        """Kernel by kernel."""
         hidden_TD = self._forward(step, batch, settled)
+        logprobs = [self._prompt_logprobs(hidden_TD, step, batch, spans)] if spans else []
         sampling = np.flatnonzero(batch.samples)
         last_S = to_device(step.arrays.query_start_S1[1:][sampling].astype(np.int64) - 1, self.device)
         logits_SV = self.model.compute_logits(hidden_TD[last_S])
-        tokens_S = self.sampler(logits_SV, self._sampling_input(batch, sampling, rows[sampling]))
+        drawing = self._drawing(step, batch, rows, sampling)
+        tokens_S = self.sampler.draw(logits_SV, *drawing)
         self.rows.last_token_R[to_device(rows[sampling], self.device)] = tokens_S
-        return tokens_S
+        logprobs += self.sampler.logprobs(logits_SV, tokens_S, *drawing)
+        return self._pending(tokens_S, [True] * len(sampling), logprobs)
 
     def _forward(self, host: StepBuffer, batch: Batch, settled: bool) -> torch.Tensor:
         """Hidden states [T, D]."""
@@ -146,17 +156,53 @@ class ModelRunner:
         self.attention.plan(inputs)
         return self.model.forward(ids_T, step.positions_T, self.attention)
 
-    def _replay(self, capture: Capture, step: StepBuffer, batch: Batch, rows: np.ndarray) -> torch.Tensor:
-        """Tokens of all sequences."""
+    def _replay(self, capture: Capture, step: StepBuffer, batch: Batch, rows: np.ndarray) -> PendingStep:
+        """As one graph, which draws for all rows as if they wanted no more than a plain draw."""
         assert self.graphs is not None
         self.graphs.replay(capture, step)
-        position = step.arrays.context_lens_S[: len(rows)]
-        if self.plain[rows].all() and (position >= self.min_len[rows]).all():
-            return capture.tokens_S[: len(rows)]
-        # Some row needs more than a plain draw: draw again for all of them.
-        tokens_S = self.sampler(capture.logits_SV[: len(rows)], self._sampling_input(batch, np.arange(len(rows)), rows))
-        self.rows.last_token_R[capture.buffer.tensors.targets_S[: len(rows)]] = tokens_S
-        return tokens_S
+        count = len(rows)
+        logits_SV, tokens_S = capture.logits_SV[:count], capture.tokens_S[:count]
+        if self.sampler.plain[rows].all():
+            return self._pending(tokens_S, batch.samples, [])
+        again = self.sampler.beyond_plain(rows, step.arrays.context_lens_S[:count]) & batch.samples
+        everyone = self._drawing(step, batch, rows, np.arange(count))
+        if again.all():
+            tokens_S = self.sampler.draw(logits_SV, *everyone)
+        elif again.any():
+            chosen = np.flatnonzero(again)
+            place = to_device(chosen, self.device)
+            tokens_S[place] = self.sampler.draw(logits_SV[place], *self._drawing(step, batch, rows, chosen))
+        self.rows.last_token_R[capture.buffer.tensors.targets_S[:count]] = tokens_S
+        logprobs = self.sampler.logprobs(logits_SV, tokens_S, *everyone, np.array(batch.samples))
+        return self._pending(tokens_S, batch.samples, logprobs)
+
+    def _drawing(
+        self, step: StepBuffer, batch: Batch, rows: np.ndarray, chosen: np.ndarray
+    ) -> tuple[list[Sequence], np.ndarray, np.ndarray]:  # fmt: skip
+        """Sequences, rows, and positions of the tokens to be drawn, of those of the batch that are chosen."""
+        position = step.arrays.context_lens_S[chosen].astype(np.int64)
+        return [batch.sequences[index] for index in chosen.tolist()], rows[chosen], position
+
+    def _prompt_spans(self, batch: Batch) -> list[Span]:
+        """Prompt tokens whose log-probabilities this step brings: those after tokens that it computes."""
+        if self.num_scored == 0:
+            return []
+        spans = []
+        for sequence, start, count in zip(batch.sequences, batch.starts, batch.num_tokens, strict=True):
+            count = min(count, sequence.num_prompt_tokens - 1 - start)
+            if count > 0 and sequence.needs_prompt_logits:
+                wanted = num_candidates(sequence.params.prompt_logprobs, self.model.vocab_size)
+                spans.append(Span(sequence, start + 1, count, wanted))
+        return spans
+
+    def _prompt_logprobs(
+        self, hidden_TD: torch.Tensor, step: StepBuffer, batch: Batch, spans: list[Span]
+    ) -> TopLogprobs:  # fmt: skip
+        first = dict(zip(batch.sequences, step.arrays.query_start_S1.tolist(), strict=False))
+        places = np.concatenate([first[span.sequence] + np.arange(span.num_tokens) for span in spans])
+        token_ids = [i for s in spans for i in s.sequence.token_ids[s.position : s.position + s.num_tokens]]
+        places_L, token_ids_L = to_device(np.stack((places, np.array(token_ids, np.int64))), self.device)
+        return top_logprobs(spans, lambda part: self.model.compute_logits(hidden_TD[places_L[part]]), token_ids_L)
 
     def _update_rows(self, batch: Batch) -> tuple[np.ndarray, bool]:
         """Rows of the batch's sequences, int64 [S], brought up to date, and whether any sequence had none before."""
@@ -170,44 +216,27 @@ class ModelRunner:
             self.tables.update(sequence.row, sequence.block_table)
         self.tables.send()
         if self.params_changed and self.device.type == "cuda":
-            self.rows.temperature_R.copy_(to_device(self.temperature, self.device))
-            self.rows.seed_R.copy_(to_device(self.seed, self.device))
+            self.rows.temperature_R.copy_(to_device(self.sampler.temperature, self.device))
+            self.rows.seed_R.copy_(to_device(self.sampler.seed, self.device))
         self.params_changed = False
         return rows, any_new
 
     def _assign_row(self, sequence: Sequence) -> None:
         row = sequence.row = self.free_rows.pop()
-        params = sequence.params
-        # Values that float32 would round to 0 or infinity are kept short of it.
-        self.temperature[row] = np.clip(params.temperature, 1e-6, 1e6) if params.temperature > 0 else 0
-        self.top_k[row] = min(params.top_k, self.model.vocab_size) if params.top_k > 0 else self.model.vocab_size
-        self.top_p[row] = max(params.top_p, 1e-30)
-        self.min_p[row] = params.min_p
-        self.seed[row] = sequence.seed
-        self.min_len[row] = sequence.num_prompt_tokens + params.min_tokens if params.min_tokens else 0
-        self.plain[row] = params.top_k <= 0 and params.top_p == 1 and params.min_p == 0
+        self.sampler.assign(row, sequence)
+        self.num_scored += sequence.params.prompt_logprobs is not None
         self.params_changed = True
 
-    def _sampling_input(self, batch: Batch, sampling: np.ndarray, rows: np.ndarray) -> SamplingInput:
-        """Parameters of the rows that sample; a stop token is forbidden before `min_tokens`."""
-        position = np.array(batch.starts)[sampling] + np.array(batch.num_tokens)[sampling]
-        early = np.flatnonzero(position < self.min_len[rows]).tolist()
-        forbidden = [(row, token) for row in early for token in batch.sequences[sampling[row]].stop_token_ids]
-        return SamplingInput(
-            temperature=self.temperature[rows],
-            top_k=self.top_k[rows],
-            top_p=self.top_p[rows],
-            min_p=self.min_p[rows],
-            seed=self.seed[rows],
-            position=position,
-            forbidden=forbidden,
-        )
-
-    def _pending(self, tokens_S: torch.Tensor, samples: list[bool]) -> PendingStep:
+    def _pending(self, tokens_S: torch.Tensor, samples: list[bool], logprobs: list[TopLogprobs]) -> PendingStep:
         if self.device.type == "cpu":
-            return PendingStep(tokens_S, samples, None)
-        host = torch.empty(tokens_S.shape, dtype=tokens_S.dtype, pin_memory=True)
-        host.copy_(tokens_S, non_blocking=True)
+            return PendingStep(tokens_S, samples, logprobs, None)
+        on_host = _to_host(tokens_S), samples, [part.map(_to_host) for part in logprobs]
         done = torch.cuda.Event()
         done.record()
-        return PendingStep(host, samples, done)
+        return PendingStep(*on_host, done)
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in pinned memory, there once the current stream has come so far."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)

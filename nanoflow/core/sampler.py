@@ -7,7 +7,7 @@ in its batch, however it was chunked, and after a preemption.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ class SamplingInput:
         min_p: float32.
         seed: int64; any 64 bits.
         position: int64; index of the token to be sampled in its sequence.
-        forbidden: pairs of a row and an id that it must not sample.
     """
 
     temperature: np.ndarray
@@ -38,7 +37,6 @@ class SamplingInput:
     min_p: np.ndarray
     seed: np.ndarray
     position: np.ndarray
-    forbidden: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +99,7 @@ class Sampler:
     """Stateless; does only the work that some row of the batch asks for."""
 
     def __call__(self, logits_SV: torch.Tensor, inputs: SamplingInput) -> torch.Tensor:
-        """Sampled token ids [S], int64, on the logits' device. May overwrite `logits_SV`."""
-        if inputs.forbidden:
-            rows, token_ids = to_device(np.array(inputs.forbidden).T.copy(), logits_SV.device)
-            logits_SV.index_put_((rows, token_ids), logits_SV.new_full((), -torch.inf))
+        """Sampled token ids [S], int64, on the logits' device."""
         random_rows = np.flatnonzero(inputs.temperature > 0)
         if len(random_rows) == 0:
             return logits_SV.argmax(-1)

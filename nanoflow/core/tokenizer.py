@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ class Tokenizer:
 
     def __init__(self, hf_tokenizer: Any) -> None:
         self.hf = hf_tokenizer
+        self.token_texts: dict[int, str] = {}
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer | None:
@@ -51,9 +53,23 @@ class Tokenizer:
         except (TypeError, UnicodeError):
             raise RequestError(f"The prompt {text!r:.60} is not valid Unicode; leave out lone surrogates.") from None
 
-    def decode(self, token_ids: list[int]) -> str:
-        """Text of token ids, special tokens left out."""
-        return self.hf.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        return self.hf.decode(token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+
+    def token_text(self, token_id: int) -> str:
+        """Text of one token by itself; that of a special token too."""
+        if token_id not in self.token_texts:
+            self.token_texts[token_id] = self.decode([token_id], skip_special_tokens=False)
+        return self.token_texts[token_id]
+
+    def word_token_ids(self, words: Iterable[str]) -> list[list[int]]:
+        """Token ids of each word as it is written at the beginning of a text and, if that differs, after a space."""
+        result: list[list[int]] = []
+        for word in words:
+            ways = [self.hf.encode(space + word.lstrip(), add_special_tokens=False) for space in ("", " ")]
+            result += ways[: 1 + (ways[0] != ways[1])]
+        return result
 
     def render_chat(self, messages: list[dict[str, str]]) -> str:
         """The conversation as the checkpoint's chat template writes it, up to where the assistant speaks.
@@ -82,8 +98,9 @@ class IncrementalDetokenizer:
     held back until more tokens settle them. (Where tokens fall back to bytes, it spoils its finished neighbours too.)
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
         self.tokenizer = tokenizer
+        self.skip_special_tokens = skip_special_tokens
         self.window: list[int] = []
         self.num_context = 0  # leading ids of the window whose text came before it
         self.num_emitted = 0  # characters of the window's text that were given out, those of the context included
@@ -91,7 +108,7 @@ class IncrementalDetokenizer:
     def push(self, token_id: int) -> str:
         """Take one more id; returns the text that is settled by it, often its own, sometimes none."""
         self.window.append(token_id)
-        text = self.tokenizer.decode(self.window)
+        text = self._decoded()
         settled = len(text)
         while settled > self.num_emitted and text[settled - 1] == REPLACEMENT:
             settled -= 1
@@ -103,10 +120,13 @@ class IncrementalDetokenizer:
 
     def flush(self) -> str:
         """The text that was held back; to be called once, after the last id."""
-        return self.tokenizer.decode(self.window)[self.num_emitted :]
+        return self._decoded()[self.num_emitted :]
 
     def _slide(self) -> None:
         """All text is out: keep the newest ids as context for what follows."""
         self.window = self.window[self.num_context :]
         self.num_context = len(self.window)
-        self.num_emitted = len(self.tokenizer.decode(self.window))
+        self.num_emitted = len(self._decoded())
+
+    def _decoded(self) -> str:
+        return self.tokenizer.decode(self.window, skip_special_tokens=self.skip_special_tokens)

@@ -7,14 +7,29 @@ H head dim, D hidden size, V vocabulary, B blocks, P block size (tokens in a blo
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nanoflow.core.config import SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+
+class Logprob(NamedTuple):
+    """How likely a token was. Names follow vLLM.
+
+    Attributes:
+        logprob: natural logarithm of its probability by the model alone, before penalties, temperature and filters.
+        rank: how many tokens were at least as likely, itself included; 1 is the likeliest.
+        decoded_token: its text; None for requests without text.
+    """
+
+    logprob: float
+    rank: int
+    decoded_token: str | None
 
 
 class Sequence:
@@ -31,6 +46,7 @@ class Sequence:
         params: as the caller gave them.
         max_tokens: most output tokens; `params.max_tokens` cut to what `max_model_len` leaves.
         stop_token_ids: ids that end the request, end-of-sequence ids included unless ignored.
+        bad_words: token ids of what its output must not hold.
         seed: 64-bit seed of its random numbers.
         block_table: ids of its KV blocks in order; written by the block manager alone.
         prefix_keys: scratch space of the block manager; outlives preemption, since known tokens never change.
@@ -40,14 +56,18 @@ class Sequence:
         num_cached_tokens: prompt tokens that the prefix cache held when the request was first admitted; -1 before.
         num_preemptions: how often it lost its blocks.
         row: its row in the runner's buffers, -1 for none; written by the runner alone.
+        logprobs: for each known output token, log-probabilities by token id; empty unless the request asks for them.
+        prompt_logprobs: the same for the tokens of the prompt so far, the first of which has None; None unless asked
+            for.
         finish_reason: None while unfinished, else `stop`, `length` or `abort`.
         stop_reason: the stop string or the stop token id that ended it; None for end-of-sequence.
     """
 
     __slots__ = (
-        "arrival_time", "block_table", "finish_reason", "finish_time", "first_token_time", "max_tokens",
-        "num_cached_tokens", "num_computed_tokens", "num_in_flight", "num_preemptions", "num_prompt_tokens", "params",
-        "prefix_keys", "request_id", "row", "seed", "stop_reason", "stop_token_ids", "token_ids",
+        "arrival_time", "bad_words", "block_table", "finish_reason", "finish_time", "first_token_time", "logprobs",
+        "max_tokens", "num_cached_tokens", "num_computed_tokens", "num_in_flight", "num_preemptions",
+        "num_prompt_tokens", "params", "prefix_keys", "prompt_logprobs", "request_id", "row", "seed", "stop_reason",
+        "stop_token_ids", "token_ids",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +78,7 @@ class Sequence:
         *,
         max_tokens: int,
         stop_token_ids: frozenset[int] = frozenset(),
+        bad_words: Iterable[list[int]] = (),
         seed: int = 0,
     ) -> None:
         self.request_id = request_id
@@ -66,6 +87,7 @@ class Sequence:
         self.params = params
         self.max_tokens = max_tokens
         self.stop_token_ids = stop_token_ids
+        self.bad_words = list(bad_words)
         self.seed = seed
         self.block_table: list[int] = []
         self.prefix_keys: list[Any] = []
@@ -74,6 +96,10 @@ class Sequence:
         self.num_cached_tokens = -1
         self.num_preemptions = 0
         self.row = -1
+        self.logprobs: list[dict[int, Logprob]] = []
+        self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None]
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.arrival_time = time.perf_counter()
@@ -104,9 +130,31 @@ class Sequence:
         return len(self.token_ids) + self.num_in_flight - self.num_computed_tokens
 
     @property
+    def needs_prompt_logits(self) -> bool:
+        """Whether log-probabilities of prompt tokens are still to be had."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt_tokens
+
+    @property
+    def num_skippable_tokens(self) -> int:
+        """Leading tokens that need not go through the model if the cache holds them, since nobody needs their logits:
+        all but the last token; those that log-probabilities were taken from while some of the prompt's are missing."""
+        if self.prompt_logprobs is not None and self.needs_prompt_logits:
+            return len(self.prompt_logprobs) - 1
+        return self.num_tokens - 1
+
+    @property
     def output_token_ids(self) -> list[int]:
         """Known values of the output."""
         return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """Sum of the log-probabilities of the known output tokens; None unless `logprobs` was asked for."""
+        if self.params.logprobs is None:
+            return None
+        return sum(
+            logprobs[token_id].logprob for token_id, logprobs in zip(self.output_token_ids, self.logprobs, strict=True)
+        )
 
     @property
     def is_finished(self) -> bool:
@@ -134,6 +182,16 @@ class Sequence:
             self.finish("stop", token_id if token_id in (self.params.stop_token_ids or ()) else None)
         elif num_output >= self.max_tokens:
             self.finish("length")
+
+    def add_logprobs(self, position: int, logprobs: list[dict[int, Logprob]]) -> None:
+        """Take log-probabilities of the tokens from `position` on, of the prompt or of the output.
+
+        Those of a prompt come again if it was computed again; what is there already stays.
+        """
+        if position >= self.num_prompt_tokens:
+            self.logprobs += logprobs
+        elif self.prompt_logprobs is not None:
+            self.prompt_logprobs += logprobs[len(self.prompt_logprobs) - position :]
 
     def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         """End the request with `stop`, `length` or `abort`. The scheduler lets go of it at the next `update`."""
@@ -266,8 +324,11 @@ class CompletionOutput:
 
     Attributes:
         index: which of the request's completions this is.
-        text: the generated text, without the stop string that ended it.
+        text: the generated text, without the stop string or stop token that ended it, unless asked to include it.
         token_ids: the generated ids, the stop token included.
+        cumulative_logprob: sum of the log-probabilities of the generated tokens; None unless `logprobs` was asked for.
+        logprobs: for each generated token, log-probabilities by token id: its own and those of the likeliest; None
+            unless asked for.
         finish_reason: `stop`, `length`, `abort`, or None while it goes on.
         stop_reason: the stop string or stop token id that ended it; None for end-of-sequence and otherwise.
     """
@@ -275,6 +336,8 @@ class CompletionOutput:
     index: int
     text: str
     token_ids: list[int]
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -309,6 +372,8 @@ class RequestOutput:
         request_id: as given to `Engine.add_request`; `LLM.generate` numbers its requests.
         prompt: the prompt's text, None if it was given as token ids.
         prompt_token_ids: the prompt's token ids.
+        prompt_logprobs: for each of them, log-probabilities by token id: its own and those of the likeliest; None for
+            the first, which nothing comes before. None unless asked for.
         outputs: its completions.
         finished: whether it ended.
         num_cached_tokens: prompt tokens found in the prefix cache.
@@ -322,6 +387,7 @@ class RequestOutput:
     finished: bool
     num_cached_tokens: int
     metrics: RequestMetrics
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
 
     def __getitem__(self, key: str) -> Any:
         if key not in ("text", "token_ids"):

@@ -112,6 +112,40 @@ def test_ids_out_of_the_vocabulary(llm: LLM, token_id: int) -> None:
     assert llm.stats.num_steps == 0
 
 
+@pytest.mark.parametrize("token_id", [VOCAB_SIZE, 2**40])
+def test_sampling_ids_out_of_the_vocabulary(llm: LLM, token_id: int) -> None:
+    words = [f"Token id {token_id} is not in the vocabulary", "ids go from 0 to 127"]
+    with raises_sentence(RequestError, "logit_bias: ", *words):
+        run(llm, [[1]], logit_bias={3: 1.0, token_id: 1.0})
+    with raises_sentence(RequestError, "allowed_token_ids: ", *words):
+        run(llm, [[1]], allowed_token_ids=[3, token_id])
+    assert llm.stats.num_steps == 0
+
+
+def test_words_without_a_tokenizer(llm: LLM) -> None:
+    with raises_sentence(RequestError, "bad_words need a tokenizer, and the checkpoint has none; use logit_bias."):
+        run(llm, [[1]], bad_words=["word"])
+
+
+@pytest.mark.parametrize(
+    ("length", "max_tokens", "kept"),
+    [(5, 4, 5), (1, 4, 1), (300, 4, 300), (-1, 4, MAX_MODEL_LEN - 4), (-1, None, MAX_MODEL_LEN - 1), (-1, 10**6, 1)],
+)
+def test_truncated_prompts(llm: LLM, oracle: Oracle, length: int, max_tokens: int | None, kept: int) -> None:
+    """The last tokens stay, and a prompt that is too long as it is can be served so."""
+    prompt = [i % VOCAB_SIZE for i in range(300)]
+    params = greedy(max_tokens, truncate_prompt_tokens=length)
+    if kept >= MAX_MODEL_LEN:
+        with raises_sentence(RequestError, "has 300 tokens, but max_model_len is 256"):
+            run(llm, [prompt], params)
+        return
+    (output,) = llm.generate([prompt], params, use_tqdm=False)
+    assert output.prompt_token_ids == prompt[-kept:]
+    assert output["token_ids"] == run(llm, [prompt[-kept:]], greedy(max_tokens))[0]
+    (short,) = llm.generate([prompt[:3]], greedy(2, truncate_prompt_tokens=10), use_tqdm=False)
+    assert short.prompt_token_ids == prompt[:3]
+
+
 @pytest.mark.parametrize("prompts", [None, 5, 1.5, b"text", {1, 2}, object, True])
 def test_prompts_of_a_wrong_type(llm: LLM, prompts: Any) -> None:
     with raises_sentence(

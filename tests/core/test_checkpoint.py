@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nanoflow import LLM
+from nanoflow import LLM, SamplingParams
 from nanoflow.core.checkpoint import eos_token_ids
 from nanoflow.core.errors import CheckpointError, ConfigError, PluginError
 from tests.core.checkpoints import Oracle, edit_json
@@ -213,6 +213,38 @@ def test_corrupt_generation_config(folder: Path) -> None:
 def test_end_of_sequence_ids(tmp_path: Path, config: Any, generation: Any, expected: set[int]) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
     assert eos_token_ids(tmp_path, {"eos_token_id": config}) == expected
+
+
+GENERATION = {
+    "temperature": 0.6, "top_k": 20, "top_p": 0.95, "min_p": 0.1, "repetition_penalty": 1.1, "max_new_tokens": 5,
+    "do_sample": True, "eos_token_id": 3,
+}  # fmt: skip
+
+
+def test_default_sampling_parameters(folder: Path) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
+    llm = load(folder)
+    params = llm.get_default_sampling_params()
+    assert params == SamplingParams(
+        temperature=0.6, top_k=20, top_p=0.95, min_p=0.1, repetition_penalty=1.1, max_tokens=5
+    )
+    assert 1 <= len(llm.generate([1, 2, 3], use_tqdm=False)[0]["token_ids"]) <= 5
+    assert load(folder, generation_config="none").get_default_sampling_params() == SamplingParams()
+
+
+@pytest.mark.parametrize("said", [None, {}, {"temperature": None, "do_sample": False}])
+def test_sampling_parameters_that_are_not_said(folder: Path, said: dict[str, Any] | None) -> None:
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    if said is not None:
+        (folder / "generation_config.json").write_text(json.dumps(said))
+    assert load(folder).get_default_sampling_params() == SamplingParams()
+
+
+def test_sampling_parameters_out_of_range(folder: Path) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION | {"top_p": 7}))
+    with raises_sentence(CheckpointError, "generation_config.json: top_p must be a number in (0, 1], got 7."):
+        load(folder)
+    load(folder, generation_config="none")
 
 
 def test_more_positions_than_the_model_has(folder: Path) -> None:

@@ -19,28 +19,53 @@ SAMPLING_REFUSED: dict[str, list[Any]] = {
     "top_p": [0, 0.0, -0.1, 1.5, NAN, "1", None, True],
     "top_k": [-2, 1.5, "5", None, True, NAN],
     "min_p": [-0.1, 1.1, NAN, "0", None, False],
+    "repetition_penalty": [0, -1, NAN, INF, "1", None, True],
+    "presence_penalty": [-2.1, 2.1, NAN, "0", None, True],
+    "frequency_penalty": [-2.1, 2.1, NAN, "0", None, True],
+    "logit_bias": [{-1: 1.0}, {1.5: 1}, {"a": 1}, {True: 1}, {1: 101}, {1: -100.5}, {1: NAN}, {1: "1"}, [1], 5],
+    "allowed_token_ids": [[], (), [-1], [1.5], ["1"], [True], 5, "12"],
+    "bad_words": [[""], ["  "], [5], "word", ["a", None], 5],
     "seed": [1.5, "1", True, NAN],
     "max_tokens": [0, -1, 1.5, "5", True, NAN, INF],
     "min_tokens": [-1, 1.5, None, "1", True, NAN],
     "stop": ["", [""], 5, [5], ["a", None], b"a", {"a": 1}],
     "stop_token_ids": [5, [-1], [1.5], ["1"], [True], "12"],
     "ignore_eos": [0, 1, None, "true"],
+    "include_stop_str_in_output": [0, 1, None, "true"],
+    "logprobs": [-2, 1.5, "5", True, NAN],
+    "prompt_logprobs": [-2, 1.5, "5", True, NAN],
+    "detokenize": [0, 1, None, "true"],
+    "skip_special_tokens": [0, 1, None, "true"],
+    "truncate_prompt_tokens": [0, -2, 1.5, "5", True, NAN],
 }
 SAMPLING_TAKEN: dict[str, list[Any]] = {
     "temperature": [0, 0.0, 1, 0.7, 100],
     "top_p": [1, 1.0, 0.5, 1e-3],
     "top_k": [-1, 0, 1, 10**9],
     "min_p": [0, 0.5, 1],
+    "repetition_penalty": [1, 1.0, 0.5, 1e-9, 100],
+    "presence_penalty": [0, -2, 2, 0.5],
+    "frequency_penalty": [0, -2, 2, 0.5],
+    "logit_bias": [None, {}, {0: 1}, {5: -100, 6: 100.0}],
+    "allowed_token_ids": [None, [0], (1, 2)],
+    "bad_words": [None, [], ["a", " b c"]],
     "seed": [None, 0, -1, 2**64],
     "max_tokens": [None, 1, 10**9],
     "min_tokens": [0, 16],
     "stop": [None, [], ["a"], "a", ("a", "b"), ["\n"]],
     "stop_token_ids": [None, [], [0], (1, 2)],
     "ignore_eos": [True, False],
+    "include_stop_str_in_output": [True, False],
+    "logprobs": [None, 0, 1, -1, 10**9],
+    "prompt_logprobs": [None, 0, 1, -1, 10**9],
+    "detokenize": [True, False],
+    "skip_special_tokens": [True, False],
+    "truncate_prompt_tokens": [None, 1, -1, 10**9],
 }
 ENGINE_REFUSED: dict[str, list[Any]] = {
     "dtype": ["float64", "fp16", None, "", 16],
     "load_format": ["safetensors", None, ""],
+    "generation_config": ["vllm", None, "", True],
     "seed": [1.5, None, "0", True],
     "max_model_len": [0, -1, 1.5, "100", True],
     "block_size": [0, -1, 1.5, None, "16", True],
@@ -56,6 +81,7 @@ ENGINE_REFUSED: dict[str, list[Any]] = {
 ENGINE_TAKEN: dict[str, list[Any]] = {
     "dtype": ["auto", "float32", "float16", "bfloat16"],
     "load_format": ["auto", "dummy"],
+    "generation_config": ["auto", "none"],
     "seed": [0, -1, 2**70],
     "max_model_len": [None, 1],
     "block_size": [1, 16, 17],
@@ -124,6 +150,15 @@ def test_min_tokens_above_max_tokens() -> None:
     SamplingParams(max_tokens=None, min_tokens=500)
 
 
+def test_stop_strings_need_text() -> None:
+    with raises_sentence(ConfigError, "detokenize must be true where there are stop strings, got False."):
+        SamplingParams(stop="a", detokenize=False)
+
+
+def test_json_keys_of_a_logit_bias() -> None:
+    assert SamplingParams(logit_bias={"5": 1.0}).logit_bias == {5: 1.0}
+
+
 @pytest.mark.parametrize("config", [SamplingParams, EngineConfig, SchedulerConfig])
 def test_every_option_is_checked_and_has_a_help_line(config: type) -> None:
     checked = {SamplingParams: SAMPLING_REFUSED, EngineConfig: ENGINE_REFUSED}.get(config)
@@ -139,7 +174,11 @@ def test_names_and_defaults_follow_vllm() -> None:
     params = SamplingParams()
     assert (params.temperature, params.top_p, params.top_k, params.min_p) == (1.0, 1.0, 0, 0.0)
     assert (params.max_tokens, params.min_tokens, params.seed, params.ignore_eos) == (16, 0, None, False)
-    assert (params.stop, params.stop_token_ids) == (None, None)
+    assert (params.stop, params.stop_token_ids, params.include_stop_str_in_output) == (None, None, False)
+    assert (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) == (0.0, 0.0, 1.0)
+    assert (params.logit_bias, params.allowed_token_ids, params.bad_words) == (None, None, None)
+    assert (params.logprobs, params.prompt_logprobs, params.truncate_prompt_tokens) == (None, None, None)
+    assert (params.detokenize, params.skip_special_tokens) == (True, True)
 
 
 def test_configs_share_no_state() -> None:

@@ -23,11 +23,10 @@ def inputs(count: int, **columns: Any) -> SamplingInput:
     values = {"temperature": 1.0, "top_k": 10**6, "top_p": 1.0, "min_p": 0.0, "seed": np.arange(count), "position": 5}
     values |= columns
     dtypes = {"temperature": np.float32, "top_p": np.float32, "min_p": np.float32}
-    forbidden = values.pop("forbidden", [])
     arrays = {
         name: np.broadcast_to(np.asarray(v, dtypes.get(name, np.int64)), count).copy() for name, v in values.items()
     }
-    return SamplingInput(**arrays, forbidden=forbidden)
+    return SamplingInput(**arrays)
 
 
 def random_scores(seed: int, rows: int, vocab_size: int, spread: float) -> torch.Tensor:
@@ -152,15 +151,6 @@ def test_rows_keep_their_own_parameters() -> None:
         assert alone.item() == together[row].item()
     best = logits.argmax(-1)
     assert together[[0, 1, 3]].tolist() == best[[0, 1, 3]].tolist()
-
-
-def test_forbidden_tokens() -> None:
-    logits = torch.tensor([[3.0, 2.0, 1.0]] * 3)
-    greedy_rows = inputs(3, temperature=0, forbidden=[(0, 0), (2, 0), (2, 1)])
-    assert Sampler()(logits.clone(), greedy_rows).tolist() == [1, 0, 2]
-    count = 500
-    forbidding = inputs(count, forbidden=[(row, token) for row in range(count) for token in (0, 2)])
-    assert Sampler()(logits[:1].repeat(count, 1), forbidding).unique().tolist() == [1]
 
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-3}, {"min_p": 1.0}, {"temperature": 1e-4}])

@@ -173,3 +173,62 @@ def test_abort(tmp_path: Path, overlap: bool) -> None:
         done |= {output.request_id: output["token_ids"] for output in engine.step()}
     assert done == {"a": [6, 7], "b": [5, 6, 7, 5, 6]}
     assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
+
+
+@pytest.mark.parametrize("stop", ["be", ", or not", "question.", "日本", "🎉!", SAYING])
+def test_include_stop_string(tmp_path: Path, stop: str, overlap: bool) -> None:
+    completion = say(tmp_path, stop=stop, include_stop_str_in_output=True, overlap=overlap)
+    assert completion.text == SAYING[: SAYING.index(stop)] + stop
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", stop)
+
+
+@pytest.mark.parametrize("include", [False, True])
+@pytest.mark.parametrize("stop", [None, "never said"])
+def test_a_stop_token_is_text_only_if_asked_for(tmp_path: Path, stop: str | None, include: bool) -> None:
+    (end,) = tokenizer(True).hf.encode(" that")
+    completion = say(tmp_path, stop=stop, stop_token_ids=[end], include_stop_str_in_output=include)
+    assert completion.text == "To be, or not to be:" + (" that" if include else "")
+    assert (completion.token_ids[-1], completion.stop_reason) == (end, end)
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({}, "the end"),
+        ({"skip_special_tokens": False}, "the end"),
+        ({"skip_special_tokens": False, "include_stop_str_in_output": True}, "the end<eos>"),
+        ({"skip_special_tokens": False, "ignore_eos": True}, "the end<eos>the"),
+        ({"skip_special_tokens": False, "ignore_eos": True, "stop": "never said"}, "the end<eos>the"),
+        ({"skip_special_tokens": False, "ignore_eos": True, "stop": "<eos>the"}, "the end"),
+        ({"ignore_eos": True}, "the endthe"),
+        ({"detokenize": False}, ""),
+    ],
+)
+def test_special_tokens_in_the_text(tmp_path: Path, overlap: bool, params: dict[str, Any], text: str) -> None:
+    hf = tokenizer(True).hf
+    script = [*hf.encode("the end"), hf.eos_token_id]
+    llm = scripted_llm(tmp_path, script, hf, overlap=overlap)
+    output = llm.generate(
+        [[1]], greedy(**{"max_tokens": len(script) + 1, "ignore_eos": False} | params), use_tqdm=False
+    )
+    assert output[0]["text"] == text
+    assert output[0]["token_ids"][: len(script)] == script
+
+
+@pytest.mark.parametrize("word", ["that", " that", "not to be", "question.", "日本語"])
+def test_bad_words(tmp_path: Path, word: str, overlap: bool) -> None:
+    """What it wants to say is cut where the word would be complete, and goes on with something else."""
+    hf = tokenizer(True).hf
+    completion = say(tmp_path, bad_words=[word], overlap=overlap)
+    said = hf.encode(SAYING)
+    assert word.strip() in SAYING
+    assert word.strip() not in completion.text
+    first = next(i for i, (a, b) in enumerate(zip(said, completion.token_ids, strict=True)) if a != b)
+    assert word.strip() in hf.decode(said[: first + 1])
+    assert completion.token_ids[first] == 1, "what the model says where it must not say what it wants"
+
+
+def test_bad_words_are_encoded_with_and_without_a_space() -> None:
+    hf = tokenizer(True).hf
+    assert tokenizer(True).word_token_ids(["that", " be"]) == list(map(hf.encode, ["that", " that", "be", " be"]))
+    assert list(map(len, tokenizer(True).word_token_ids(["that"]))) == [2, 1]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from nanoflow import LLM, SamplingParams
+from nanoflow import LLM, RequestOutput, SamplingParams
 from nanoflow.core.errors import PluginError
 from nanoflow.core.step import StepBuffer, fill
 from nanoflow.core.types import Batch, Sequence
@@ -123,3 +123,46 @@ def test_memory_is_shared_between_engines(oracle: Oracle) -> None:
     second = start(oracle, "triton", dtype="bfloat16", num_kv_blocks=None, gpu_memory_utilization=0.6)
     for llm in (first, second):
         check(llm, oracle("bard"), order=[0], max_tokens=[1])
+
+
+KINDS = [
+    {},
+    {"repetition_penalty": 1.3},
+    {"frequency_penalty": 0.8, "presence_penalty": 0.4},
+    {"logit_bias": {5: -9.0, 6: 2.0}},
+    {"allowed_token_ids": list(range(3, 900, 2))},
+    {"bad_words": ["the", "my lord", "I am"]},
+    {"top_k": 1},
+    {"min_tokens": 15, "stop_token_ids": list(range(300, 600))},
+]
+
+
+def changed(oracle: Oracle, logprobs: int | None, **options: Any) -> list[RequestOutput]:
+    """What becomes of requests that change their logits, and of some that don't."""
+    prompts = oracle("bard").prompts
+    params = [
+        SamplingParams(**{"temperature": 0.0, "max_tokens": 30, "logprobs": logprobs, "prompt_logprobs": ask} | kind)
+        for kind in KINDS for ask in (None, logprobs)
+    ]  # fmt: skip
+    llm = start(oracle, options.pop("attention", "triton"), dtype="float32", max_num_seqs=8, **options)
+    outputs = llm.generate([prompts[i % len(prompts)] for i in range(len(params))], params, use_tqdm=False)
+    assert (llm.stats.num_preemptions > 0) == (options.get("num_kv_blocks", 512) < 20)
+    return outputs
+
+
+@pytest.mark.parametrize("logprobs", [None, 3])
+def test_changed_logits_and_logprobs_in_graphs(oracle: Oracle, logprobs: int | None) -> None:
+    """As on a CPU, in graphs and beside them, overlapped and preempted."""
+    expected = changed(oracle, logprobs, attention="torch", device="cpu")
+    for options in (
+        {"overlap": False, "enforce_eager": True}, {"overlap": False}, {"overlap": True},
+        {"overlap": True, "num_kv_blocks": 12, "max_num_batched_tokens": 48},
+    ):  # fmt: skip
+        for output, other in zip(changed(oracle, logprobs, **options), expected, strict=True):
+            assert output["token_ids"] == other["token_ids"], options
+            entries = [*(output.prompt_logprobs or [None])[1:], *(output.outputs[0].logprobs or ())]
+            others = [*(other.prompt_logprobs or [None])[1:], *(other.outputs[0].logprobs or ())]
+            for entry, expected_entry in zip(entries, others, strict=True):
+                for token_id, value in expected_entry.items():
+                    assert entry[token_id].logprob == pytest.approx(value.logprob, abs=1e-3)
+                    assert entry[token_id].decoded_token == value.decoded_token

@@ -74,6 +74,13 @@ def test_sampling(rows: int, ties: bool, dtype: torch.dtype) -> None:
     checks.check_filters(rows, VOCAB_SIZE, dtype, "cuda", ties)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize(("biased", "penalized"), [(False, False), (True, False), (False, True), (True, True)])
+def test_adjust(rows: int, biased: bool, penalized: bool, dtype: torch.dtype) -> None:
+    checks.check_adjust(rows, VOCAB_SIZE, dtype, "cuda", biased, penalized)
+
+
 @pytest.mark.parametrize(("num_tokens", "num_seqs", "width"), [(1, 1, 3), (256, 256, 2560), (2048, 200, 100)])
 def test_gather_rows(num_tokens: int, num_seqs: int, width: int) -> None:
     checks.check_gather_rows(num_tokens, num_seqs, width, 16, "cuda")

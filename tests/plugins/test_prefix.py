@@ -50,6 +50,17 @@ def test_the_last_token_is_never_taken_from_the_cache() -> None:
     assert blocks.match(sequence(1, 2, 3)) == 2
 
 
+def test_what_is_still_to_be_scored_is_not_taken_from_the_cache() -> None:
+    blocks = manager()
+    run(blocks, sequence(1, 2, 3, 4, 5, 6))
+    scored = Sequence("r", [1, 2, 3, 4, 5, 6, 7], SamplingParams(prompt_logprobs=0), max_tokens=100)
+    found = [blocks.match(scored)]
+    for position in range(1, 7):
+        scored.add_logprobs(position, [{}])
+        found.append(blocks.match(scored))
+    assert found == [0, 0, 2, 2, 4, 4, 6]
+
+
 def test_live_sequences_share_blocks() -> None:
     blocks = manager()
     first, second = sequence(1, 2, 3, 4, 5), sequence(1, 2, 3, 4, 6, 7)

@@ -126,8 +126,8 @@ class PrefixBlockManager(BlockManager):
         return keys
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
-        """Ids of cached blocks that hold the sequence's first tokens, its last token never among them."""
-        num_blocks = min(len(sequence.token_ids), sequence.num_tokens - 1) // self.block_size
+        """Ids of cached blocks that hold the sequence's first tokens, none of which the model must see again."""
+        num_blocks = min(len(sequence.token_ids), sequence.num_skippable_tokens) // self.block_size
         found: list[int] = []
         parent_id = 0
         for key in self._keys(sequence, num_blocks)[:num_blocks]:

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 
 from nanoflow.core.graphs import RowState, gather_rows
 from nanoflow.core.kernels import gate, linear, norm, rotary, sampling
+from nanoflow.core.kernels import logits as kernels_logits
 from nanoflow.core.kernels import rows as kernels_rows
 from nanoflow.core.layers import apply_rotary
+from nanoflow.core.logits import adjust
 from nanoflow.core.sampler import Filters, gumbel_noise, keep_likely, keep_top
 from nanoflow.core.step import StepInput
 from nanoflow.core.types import Projection
@@ -191,6 +193,30 @@ def check_filters(rows: int, size: int, dtype: torch.dtype, device: str, ties: b
     seed, position = torch.arange(rows), torch.arange(rows) + 7
     drawn = sampling.draw(logits, *(x.to(device) for x in (temperature, seed, position, lowest)))
     assert kept[random_rows].gather(-1, drawn.cpu()[random_rows].unsqueeze(-1)).all()
+
+
+def check_adjust(rows: int, size: int, dtype: torch.dtype, device: str, biased: bool, penalized: bool) -> None:
+    """Rows with and without a bias and penalties; what rows without have in the tables must not matter."""
+    generator = torch.Generator().manual_seed(size)
+    logits = strided(rows, size, dtype=dtype, device=device) * 4
+    places = torch.randperm(rows + 3, generator=generator)[:rows]
+    bias = random(rows + 3, size, dtype=torch.float32, device="cpu").where(torch.rand(rows + 3, size) > 0.1, -torch.inf)
+    counts = torch.randint(7, (rows + 3, size), generator=generator).int()
+    penalties = torch.tensor([[1.0, 1.5, 0.7, 1.0], [0.0, 0.5, -1.0, 0.0], [0.0, 0.25, 0.0, 2.0]])
+    penalties = penalties[:, torch.arange(rows) % 4].contiguous()
+    which = torch.arange(rows) % 3 > 0
+    bias[places[~which]] = torch.nan
+    tables = bias if biased else None, penalties, counts if penalized else None
+    expected = adjust(logits.cpu(), places, which, *tables)
+    poison(device)
+    on_device = [None if table is None else table.to(device) for table in tables]
+    scores = kernels_logits.adjust(logits, places.to(device), which.to(device), *on_device)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores.cpu(), expected, rtol=1e-6, atol=1e-6)
+    if not penalized and not biased:
+        assert torch.equal(scores, logits.float())
+    neutral = (torch.arange(rows) % 4 == 0) & (~which if biased else True)
+    assert torch.equal(scores.cpu()[neutral], logits.float().cpu()[neutral])
 
 
 def check_gather_rows(num_tokens: int, num_seqs: int, width: int, block_size: int, device: str) -> None:

@@ -74,3 +74,9 @@ def test_filters(ties: bool, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(("num_tokens", "num_seqs", "width"), [(3, 3, 5), (300, 4, 1500)])
 def test_gather_rows(num_tokens: int, num_seqs: int, width: int) -> None:
     checks.check_gather_rows(num_tokens, num_seqs, width, 16, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("biased", "penalized"), [(False, False), (True, False), (False, True), (True, True)])
+def test_adjust(biased: bool, penalized: bool, dtype: torch.dtype) -> None:
+    checks.check_adjust(13, 2500, dtype, "cpu", biased, penalized)
