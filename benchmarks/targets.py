@@ -142,7 +142,7 @@ def measure(subject: Subject, name: str, targets: dict[str, float], rounds: Roun
     else:
         workload = workloads.offline256(ThroughputOptions(), SAMPLING, subject.vocab_size)
         result = subject.throughput(workload, rounds)
-    if "idle" not in targets:
+    if kind != "offline256" or "idle" not in targets:
         return result
     try:
         return replace(result, idle=subject.idle(workload, rounds))

@@ -44,7 +44,7 @@ def test_all_keys_are_there(cli: Cli, install: Callable, sources: dict[str, str]
     assert yaml.safe_load(outcome.out) == {
         "name": "sjf",
         "max_num_seqs": 4,
-        "max_num_batched_tokens": 2048,
+        "max_num_batched_tokens": None,
         "patience": 1.5,
     }
 
