@@ -94,8 +94,9 @@ def checked(schema: type, values: dict[str, Any], prefix: str) -> Any:
     """
     names = field_names(schema)
     _refuse_unknown(values, prefix, names, [prefix + name for name in names])
+    coerced = _coerced(schema, values, prefix)
     try:
-        return schema(**_coerced(schema, values, prefix))
+        return schema(**coerced)
     except ConfigError as error:
         raise (error if str(error).startswith(prefix) else ConfigError(f"{prefix}{error}")) from None
 
@@ -156,6 +157,10 @@ def _coerced(schema: type, values: dict[str, Any], prefix: str) -> dict[str, Any
     hints = get_type_hints(schema)
     result = dict(values)
     for key in values.keys() & hints.keys():
+        part = next((item for item in get_args(hints[key]) if is_dataclass(item)), None)
+        if part is not None and isinstance(values[key], dict):
+            result[key] = checked(part, values[key], f"{prefix}{key}.")
+            continue
         try:
             node[key] = values[key]
         except OmegaConfBaseException as error:

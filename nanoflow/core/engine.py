@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import xxhash
 
@@ -10,9 +11,12 @@ from nanoflow.core.config import SamplingParams
 from nanoflow.core.errors import NanoflowError, RequestError
 from nanoflow.core.interfaces import BlockManager, Scheduler
 from nanoflow.core.runner import ModelRunner, PendingStep
+from nanoflow.core.structured import Grammar, GrammarCompiler
 from nanoflow.core.text import OutputText
 from nanoflow.core.tokenizer import Tokenizer
 from nanoflow.core.types import Batch, CompletionOutput, EngineStats, RequestMetrics, RequestOutput, Sequence
+
+LONGEST_WAIT = 0.05  # seconds that a step waits for a grammar if there is nothing else to do
 
 
 class Engine:
@@ -43,6 +47,8 @@ class Engine:
         self.eos_token_ids = eos_token_ids
         self.seed = seed
         self.depth = depth
+        self.grammars = GrammarCompiler(tokenizer, vocab_size, eos_token_ids)
+        self.compiling: dict[str, tuple[Sequence, Future[Grammar]]] = {}  # the scheduler doesn't know these yet
         self.requests: dict[str, tuple[Sequence, OutputText]] = {}
         self.in_flight: deque[tuple[Batch, PendingStep]] = deque()
         self.num_requests = 0
@@ -83,7 +89,10 @@ class Engine:
         )
         self.num_requests += 1
         self.requests[request_id] = sequence, OutputText(self.tokenizer, sequence, prompt)
-        self.scheduler.add(sequence)
+        if params.structured_outputs is None:
+            self.scheduler.add(sequence)
+        else:
+            self.compiling[request_id] = sequence, self.grammars.submit(params)
 
     def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
         """The most tokens that the request may generate.
@@ -106,6 +115,8 @@ class Engine:
                 )
         if params.stop and self.tokenizer is None:
             raise RequestError("Stop strings need a tokenizer, and the checkpoint has none; use stop_token_ids.")
+        if params.structured_outputs is not None:
+            self.grammars.check(params.structured_outputs)
         room = self.max_model_len - length
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         # The last token is sampled and never computed, so it needs no place in the cache.
@@ -122,7 +133,11 @@ class Engine:
         """End a request now; returns what it has, or None if there is no such unfinished request."""
         if request_id not in self.requests:
             return None
-        sequence = self.scheduler.abort(request_id)
+        if request_id in self.compiling:
+            sequence, grammar = self.compiling.pop(request_id)
+            grammar.cancel()
+        else:
+            sequence = self.scheduler.abort(request_id)
         assert sequence is not None, f"the scheduler does not know {request_id!r}"
         sequence.finish("abort")
         return self._end(sequence)
@@ -142,20 +157,21 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Schedule and submit the next step, then take the result of the oldest one; returns requests that ended."""
         try:
+            ended = self._take_grammars() if self.compiling else []
             batch = self.scheduler.schedule()
             if batch is not None:
                 self.in_flight.append((batch, self.runner.submit(batch)))
                 self._count(batch)
             if batch is None or len(self.in_flight) > self.depth:
-                return self._take()
-            return []
+                ended += self._take()
+            return ended
         except BaseException as error:  # even an interrupt leaves a batch half done, and blocks marked as filled
             self.failure = error
             raise
 
     def _take(self) -> list[RequestOutput]:
         """Append the oldest step's tokens to its sequences, and end those that are done."""
-        if not self.in_flight and not self.requests:
+        if not self.in_flight and len(self.requests) == len(self.compiling):
             return []
         assert self.in_flight, f"the scheduler has {len(self.requests)} unfinished requests and runs none of them"
         batch, step = self.in_flight.popleft()
@@ -166,6 +182,27 @@ class Engine:
                 self.requests[sequence.request_id][1].update()
                 self._stats.num_output_tokens += 1
         return [self._end(sequence) for sequence in self.scheduler.update(batch)]
+
+    def _take_grammars(self) -> list[RequestOutput]:
+        """Hand sequences whose grammar is ready to the scheduler, and end those whose grammar is no good.
+
+        Waits, but not long, only if there is nothing else to do.
+        """
+        if len(self.compiling) == len(self.requests) and not self.in_flight:
+            wait([grammar for _, grammar in self.compiling.values()], LONGEST_WAIT, FIRST_COMPLETED)
+        ended = []
+        for request_id, (sequence, grammar) in list(self.compiling.items()):
+            if not grammar.done():
+                continue
+            del self.compiling[request_id]
+            try:
+                sequence.grammar = grammar.result()
+            except RequestError as error:
+                sequence.finish("error", str(error))
+                ended.append(self._end(sequence))
+            else:
+                self.scheduler.add(sequence)
+        return ended
 
     def _end(self, sequence: Sequence) -> RequestOutput:
         self.runner.release(sequence)

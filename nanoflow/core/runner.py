@@ -17,6 +17,7 @@ from nanoflow.core.graphs import Capture, RowState, StepGraphs, gather_rows
 from nanoflow.core.interfaces import AttentionBackend, ModelArch
 from nanoflow.core.sampler import Sampler, SamplingInput
 from nanoflow.core.step import BlockTables, StepBuffer, fill
+from nanoflow.core.structured import TokenMasks
 from nanoflow.core.transfer import to_device
 from nanoflow.core.types import AttentionInput, Batch, Sequence
 
@@ -71,6 +72,7 @@ class ModelRunner:
         self.seed = np.zeros(num_rows, np.int64)
         self.min_len = np.zeros(num_rows, np.int64)  # no stop token before so many tokens, prompt included
         self.plain = np.zeros(num_rows, bool)  # sampling needs no filter
+        self.has_grammar = np.zeros(num_rows, bool)
         self.params_changed = False
         self.rows = RowState(
             block_tables_RB=self.tables.on_device,
@@ -185,13 +187,15 @@ class ModelRunner:
         self.min_p[row] = params.min_p
         self.seed[row] = sequence.seed
         self.min_len[row] = sequence.num_prompt_tokens + params.min_tokens if params.min_tokens else 0
-        self.plain[row] = params.top_k <= 0 and params.top_p == 1 and params.min_p == 0
+        self.has_grammar[row] = sequence.grammar is not None
+        self.plain[row] = params.top_k <= 0 and params.top_p == 1 and params.min_p == 0 and sequence.grammar is None
         self.params_changed = True
 
     def _sampling_input(self, batch: Batch, sampling: np.ndarray, rows: np.ndarray) -> SamplingInput:
         """Parameters of the rows that sample; a stop token is forbidden before `min_tokens`."""
         position = np.array(batch.starts)[sampling] + np.array(batch.num_tokens)[sampling]
-        early = np.flatnonzero(position < self.min_len[rows]).tolist()
+        is_early, has_grammar = position < self.min_len[rows], self.has_grammar[rows]
+        early = np.flatnonzero(is_early & ~has_grammar).tolist()
         forbidden = [(row, token) for row in early for token in batch.sequences[sampling[row]].stop_token_ids]
         return SamplingInput(
             temperature=self.temperature[rows],
@@ -201,7 +205,20 @@ class ModelRunner:
             seed=self.seed[rows],
             position=position,
             forbidden=forbidden,
+            masks=self._masks(batch, sampling, is_early, has_grammar) if has_grammar.any() else None,
         )
+
+    def _masks(
+        self, batch: Batch, sampling: np.ndarray, is_early: np.ndarray, has_grammar: np.ndarray
+    ) -> TokenMasks | None:
+        """What the grammars of the rows that sample allow now; the scheduler left out those that wait for a value."""
+        masks = TokenMasks([], [])
+        for row in np.flatnonzero(has_grammar & np.array(batch.samples)[sampling]).tolist():
+            grammar = batch.sequences[sampling[row]].grammar
+            assert grammar is not None
+            masks.rows.append(row)
+            masks.words.append(grammar.mask(is_early=bool(is_early[row])))
+        return masks if masks.rows else None
 
     def _pending(self, tokens_S: torch.Tensor, samples: list[bool]) -> PendingStep:
         if self.device.type == "cpu":

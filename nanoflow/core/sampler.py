@@ -8,11 +8,15 @@ in its batch, however it was chunked, and after a preemption.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from nanoflow.core.transfer import to_device
+
+if TYPE_CHECKING:
+    from nanoflow.core.structured import TokenMasks
 
 UINT32 = 0xFFFFFFFF
 LOWEST_TEMPERATURE = 1e-10  # lower ones, 0 apart, are taken for this one, so that no score overflows
@@ -30,6 +34,7 @@ class SamplingInput:
         seed: int64; any 64 bits.
         position: int64; index of the token to be sampled in its sequence.
         forbidden: pairs of a row and an id that it must not sample.
+        masks: what rows with a grammar may sample; None if there are none.
     """
 
     temperature: np.ndarray
@@ -39,6 +44,7 @@ class SamplingInput:
     seed: np.ndarray
     position: np.ndarray
     forbidden: list[tuple[int, int]] = field(default_factory=list)
+    masks: TokenMasks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,8 @@ class Sampler:
 
     def __call__(self, logits_SV: torch.Tensor, inputs: SamplingInput) -> torch.Tensor:
         """Sampled token ids [S], int64, on the logits' device. May overwrite `logits_SV`."""
+        if inputs.masks is not None:
+            inputs.masks.apply(logits_SV)
         if inputs.forbidden:
             rows, token_ids = to_device(np.array(inputs.forbidden).T.copy(), logits_SV.device)
             logits_SV.index_put_((rows, token_ids), logits_SV.new_full((), -torch.inf))

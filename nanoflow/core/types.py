@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from nanoflow.core.structured import Grammar
+
 
 class Sequence:
     """One request on its way through the engine: its tokens, its blocks, and how far it got.
@@ -40,12 +42,14 @@ class Sequence:
         num_cached_tokens: prompt tokens that the prefix cache held when the request was first admitted; -1 before.
         num_preemptions: how often it lost its blocks.
         row: its row in the runner's buffers, -1 for none; written by the runner alone.
-        finish_reason: None while unfinished, else `stop`, `length` or `abort`.
-        stop_reason: the stop string or the stop token id that ended it; None for end-of-sequence.
+        grammar: what its output must match, and how far it got; None for anything.
+        finish_reason: None while unfinished, else `stop`, `length`, `abort` or `error`.
+        stop_reason: the stop string or the stop token id that ended it, or what the error was; None for
+            end-of-sequence, and where the grammar leaves no more to say.
     """
 
     __slots__ = (
-        "arrival_time", "block_table", "finish_reason", "finish_time", "first_token_time", "max_tokens",
+        "arrival_time", "block_table", "finish_reason", "finish_time", "first_token_time", "grammar", "max_tokens",
         "num_cached_tokens", "num_computed_tokens", "num_in_flight", "num_preemptions", "num_prompt_tokens", "params",
         "prefix_keys", "request_id", "row", "seed", "stop_reason", "stop_token_ids", "token_ids",
     )  # fmt: skip
@@ -74,6 +78,7 @@ class Sequence:
         self.num_cached_tokens = -1
         self.num_preemptions = 0
         self.row = -1
+        self.grammar: Grammar | None = None
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.arrival_time = time.perf_counter()
@@ -98,8 +103,11 @@ class Sequence:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens that must still go through the model before the next token can be sampled; 0 once no more will be."""
-        if self.num_output_tokens >= self.max_tokens:
+        """Tokens that must still go through the model before the next token can be sampled; 0 once no more will be.
+
+        With a grammar it is also 0 while a token is in flight: what may follow depends on its value.
+        """
+        if self.num_output_tokens >= self.max_tokens or (self.grammar is not None and self.num_in_flight):
             return 0
         return len(self.token_ids) + self.num_in_flight - self.num_computed_tokens
 
@@ -130,13 +138,17 @@ class Sequence:
         now = time.perf_counter()
         if num_output == 1:
             self.first_token_time = now
-        if token_id in self.stop_token_ids and num_output >= self.params.min_tokens:
+        if self.grammar is not None and not self.grammar.accept(token_id):
+            self.finish("error", self.grammar.error)
+        elif token_id in self.stop_token_ids and num_output >= self.params.min_tokens:
             self.finish("stop", token_id if token_id in (self.params.stop_token_ids or ()) else None)
+        elif self.grammar is not None and self.grammar.is_complete:
+            self.finish("stop")
         elif num_output >= self.max_tokens:
             self.finish("length")
 
     def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
-        """End the request with `stop`, `length` or `abort`. The scheduler lets go of it at the next `update`."""
+        """End the request: `stop`, `length`, `abort` or `error`. The scheduler lets go of it at the next `update`."""
         self.finish_reason, self.stop_reason = reason, stop_reason
         self.finish_time = time.perf_counter()
 
@@ -268,8 +280,9 @@ class CompletionOutput:
         index: which of the request's completions this is.
         text: the generated text, without the stop string that ended it.
         token_ids: the generated ids, the stop token included.
-        finish_reason: `stop`, `length`, `abort`, or None while it goes on.
-        stop_reason: the stop string or stop token id that ended it; None for end-of-sequence and otherwise.
+        finish_reason: `stop`, `length`, `abort`, `error`, or None while it goes on.
+        stop_reason: the stop string or stop token id that ended it, or a sentence about the error; None for
+            end-of-sequence and otherwise.
     """
 
     index: int
