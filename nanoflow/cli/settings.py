@@ -178,4 +178,6 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(item) for item in get_args(hint))
     if get_origin(hint) is list:
         return f"a list of {_describe(get_args(hint)[0]).split()[-1]}s"
+    if is_dataclass(hint):
+        return "a mapping of options"
     return names.get(hint, getattr(hint, "__name__", str(hint)))

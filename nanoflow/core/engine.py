@@ -178,9 +178,8 @@ class Engine:
         sampling = [s for s, samples in zip(batch.sequences, batch.samples, strict=True) if samples]
         for sequence, token_id in zip(sampling, step.result(), strict=True):
             if not sequence.is_finished:
-                sequence.append_token(token_id)
+                self._stats.num_output_tokens += sequence.append_token(token_id)
                 self.requests[sequence.request_id][1].update()
-                self._stats.num_output_tokens += 1
         return [self._end(sequence) for sequence in self.scheduler.update(batch)]
 
     def _take_grammars(self) -> list[RequestOutput]:

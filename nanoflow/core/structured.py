@@ -57,6 +57,10 @@ class Grammar:
         """Whether the output matches and nothing but its end may follow."""
         return self.matcher.is_stopped()
 
+    def forced(self) -> list[int]:
+        """Ids that the output goes on with in any case, as the tokenizer would write them; often none."""
+        return self.matcher.compute_ff_tokens()
+
     @property
     def error(self) -> str:
         """A sentence about what went wrong, empty if nothing did; after that `accept` takes nothing more."""

@@ -130,14 +130,29 @@ class Sequence:
         self.num_in_flight += samples
         return samples
 
-    def append_token(self, token_id: int) -> None:
-        """Take the value of the oldest token in flight, and end the request if that value or its count says so."""
-        self.token_ids.append(token_id)
+    def append_token(self, token_id: int) -> int:
+        """Take the value of the oldest token in flight, and end the request if that value or its count says so.
+
+        Tokens that its grammar leaves no choice about are appended too, and are computed with the next step's.
+
+        Returns:
+            How many tokens were appended.
+        """
+        num_before = len(self.token_ids)
         self.num_in_flight -= 1
+        if num_before == self.num_prompt_tokens:
+            self.first_token_time = time.perf_counter()
+        self._append(token_id)
+        if self.grammar is not None and not self.is_finished:
+            for forced_id in self.grammar.forced():
+                self._append(forced_id)
+                if self.is_finished:
+                    break
+        return len(self.token_ids) - num_before
+
+    def _append(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
         num_output = len(self.token_ids) - self.num_prompt_tokens
-        now = time.perf_counter()
-        if num_output == 1:
-            self.first_token_time = now
         if self.grammar is not None and not self.grammar.accept(token_id):
             self.finish("error", self.grammar.error)
         elif token_id in self.stop_token_ids and num_output >= self.params.min_tokens:
@@ -255,9 +270,10 @@ class EngineStats:
 
     Attributes:
         num_steps: batches that ran.
-        num_prefill_tokens: tokens computed in chunks that belong to a prompt, or to a sequence computed again.
+        num_prefill_tokens: tokens computed in chunks: of a prompt, of a sequence computed again, or those that a
+            grammar left no choice about.
         num_decode_tokens: tokens computed one a sequence.
-        num_output_tokens: tokens sampled and kept.
+        num_output_tokens: tokens of outputs.
         num_preemptions: sequences that lost their blocks.
         num_queried_tokens: tokens looked up in the prefix cache.
         num_hit_tokens: tokens found there.
