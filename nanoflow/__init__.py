@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "LLM": "nanoflow.core.llm",
     "SamplingParams": "nanoflow.core.config",
+    "StructuredOutputsParams": "nanoflow.core.config",
     "RequestOutput": "nanoflow.core.types",
     "CompletionOutput": "nanoflow.core.types",
     "Logprob": "nanoflow.core.types",
@@ -24,7 +25,7 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from nanoflow.core.config import SamplingParams
+    from nanoflow.core.config import SamplingParams, StructuredOutputsParams
     from nanoflow.core.errors import NanoflowError
     from nanoflow.core.hookspecs import hookimpl
     from nanoflow.core.interfaces import Component

@@ -94,8 +94,9 @@ def checked(schema: type, values: dict[str, Any], prefix: str) -> Any:
     """
     names = field_names(schema)
     _refuse_unknown(values, prefix, names, [prefix + name for name in names])
+    coerced = _coerced(schema, values, prefix)
     try:
-        return schema(**_coerced(schema, values, prefix))
+        return schema(**coerced)
     except ConfigError as error:
         raise (error if str(error).startswith(prefix) else ConfigError(f"{prefix}{error}")) from None
 
@@ -156,6 +157,12 @@ def _coerced(schema: type, values: dict[str, Any], prefix: str) -> dict[str, Any
     hints = get_type_hints(schema)
     result = dict(values)
     for key in values.keys() & hints.keys():
+        part = next((item for item in get_args(hints[key]) if is_dataclass(item)), None)
+        if part is not None and isinstance(values[key], dict):
+            result[key] = checked(part, values[key], f"{prefix}{key}.")
+            continue
+        if isinstance(values[key], dict) and dict in map(get_origin, (hints[key], *get_args(hints[key]))):
+            continue  # OmegaConf refuses JSON's keys for integers; the dataclass checks maps itself
         try:
             node[key] = values[key]
         except OmegaConfBaseException as error:
@@ -173,4 +180,8 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(item) for item in get_args(hint))
     if get_origin(hint) is list:
         return f"a list of {_describe(get_args(hint)[0]).split()[-1]}s"
+    if is_dataclass(hint):
+        return "a mapping of options"
+    if get_origin(hint) is dict:
+        return "a map"
     return names.get(hint, getattr(hint, "__name__", str(hint)))

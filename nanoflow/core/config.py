@@ -7,6 +7,7 @@ test. Plugins keep their own options in a dataclass of the same kind, next to th
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -38,6 +39,57 @@ def is_int(value: object) -> bool:
 def is_number(value: object) -> bool:
     """Whether `value` is a finite real number; NaN, infinities and `True` are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class StructuredOutputsParams:
+    """What the whole output of a request must match; exactly one field is set. Names follow vLLM.
+
+    Attributes:
+        json: a JSON schema: a dict, its text, or an object with `model_json_schema()` such as a pydantic model, which
+            is asked for it once.
+        choice: two of its texts may begin alike; the longer one stays possible until the shorter one is ended.
+
+    Raises:
+        ConfigError: a value of the wrong type, or not exactly one of them.
+    """
+
+    json: Any = option(None, "a JSON schema: an object, or its text")
+    regex: str | None = option(None, "a regular expression for the whole output, without look-around")
+    choice: list[str] | None = option(None, "texts, one of which is the output")
+    grammar: str | None = option(None, "a context-free grammar: Lark with the rule start, or GBNF with the rule root")
+    json_object: bool = option(False, "any JSON object")
+
+    def __post_init__(self) -> None:
+        if hasattr(self.json, "model_json_schema"):
+            object.__setattr__(self, "json", self.json.model_json_schema())
+        require(self.json is None or _is_schema(self.json), "json", self.json,
+                "a JSON schema: a dict, the text of a JSON object, or a pydantic model")  # fmt: skip
+        for name, kind in {"regex": "a regular expression", "grammar": "a grammar"}.items():
+            value = getattr(self, name)
+            require(value is None or (isinstance(value, str) and value != ""), name, value, f"{kind}, a non-empty text")
+        require(self.choice != [] and _list_of(self.choice, lambda s: isinstance(s, str) and s != ""), "choice",
+                self.choice, "a non-empty list of non-empty texts")  # fmt: skip
+        require(isinstance(self.json_object, bool), "json_object", self.json_object, "true or false")
+        given = [name for name in field_names(type(self)) if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            raise ConfigError(
+                f"structured_outputs must have exactly one of {', '.join(field_names(type(self)))}, "
+                f"got {' and '.join(given) or 'none'}."
+            )
+
+    @property
+    def kind(self) -> str:
+        """The name of the one field that is set."""
+        return next(name for name in field_names(type(self)) if getattr(self, name) not in (None, False))
+
+
+def _is_schema(value: object) -> bool:
+    """Whether this is a JSON object, or its text; whether it is a schema turns out later."""
+    try:
+        return isinstance(json.loads(value if isinstance(value, str) else json.dumps(value)), dict)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 @dataclass(frozen=True)
@@ -78,6 +130,9 @@ class SamplingParams:
     truncate_prompt_tokens: int | None = option(
         None, "use only so many last tokens of the prompt; -1: as many as leave room for max_tokens"
     )
+    structured_outputs: StructuredOutputsParams | None = option(
+        None, "what the output must match: one of json, regex, choice, grammar, json_object"
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
@@ -103,6 +158,12 @@ class SamplingParams:
                 "a list of integers >= 0")  # fmt: skip
         self._check_logits()
         self._check_output()
+
+    @property
+    def penalties(self) -> tuple[float, float, float] | None:
+        """Those for repetition, presence and frequency; None if there is none."""
+        penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
+        return None if penalties == (1, 0, 0) else penalties
 
     def _check_logits(self) -> None:
         require(is_number(self.repetition_penalty) and self.repetition_penalty > 0, "repetition_penalty",
@@ -131,6 +192,8 @@ class SamplingParams:
         length = self.truncate_prompt_tokens
         require(length is None or (is_int(length) and (length >= 1 or length == -1)), "truncate_prompt_tokens", length,
                 "an integer >= 1, -1 for what fits, or None")  # fmt: skip
+        require(self.structured_outputs is None or isinstance(self.structured_outputs, StructuredOutputsParams),
+                "structured_outputs", self.structured_outputs, "a StructuredOutputsParams or None")  # fmt: skip
 
 
 def _list_of(value: object, accepts: Any) -> bool:

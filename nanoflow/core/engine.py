@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import xxhash
 
@@ -11,9 +12,12 @@ from nanoflow.core.config import SamplingParams
 from nanoflow.core.errors import NanoflowError, RequestError
 from nanoflow.core.interfaces import BlockManager, Scheduler
 from nanoflow.core.runner import ModelRunner, PendingStep
+from nanoflow.core.structured import Grammar, GrammarCompiler
 from nanoflow.core.text import OutputText
 from nanoflow.core.tokenizer import Tokenizer
 from nanoflow.core.types import Batch, CompletionOutput, EngineStats, RequestMetrics, RequestOutput, Sequence
+
+LONGEST_WAIT = 0.05  # seconds that a step waits for a grammar if there is nothing else to do
 
 
 class Engine:
@@ -47,6 +51,8 @@ class Engine:
         self.default_params = default_params
         self.seed = seed
         self.depth = depth
+        self.grammars = GrammarCompiler(tokenizer, vocab_size, eos_token_ids)
+        self.compiling: dict[str, tuple[Sequence, Future[Grammar]]] = {}  # the scheduler doesn't know these yet
         self.requests: dict[str, tuple[Sequence, OutputText]] = {}
         self.in_flight: deque[tuple[Batch, PendingStep]] = deque()
         self.num_requests = 0
@@ -89,7 +95,10 @@ class Engine:
         )
         self.num_requests += 1
         self.requests[request_id] = sequence, OutputText(self.tokenizer, sequence, prompt)
-        self.scheduler.add(sequence)
+        if params.structured_outputs is None:
+            self.scheduler.add(sequence)
+        else:
+            self.compiling[request_id] = sequence, self.grammars.submit(params)
 
     def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
         """The most tokens that the request may generate.
@@ -113,6 +122,8 @@ class Engine:
             raise RequestError("Stop strings need a tokenizer, and the checkpoint has none; use stop_token_ids.")
         if params.bad_words and self.tokenizer is None:
             raise RequestError("bad_words need a tokenizer, and the checkpoint has none; use logit_bias.")
+        if params.structured_outputs is not None:
+            self.grammars.check(params.structured_outputs)
         room = self.max_model_len - length
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         # The last token is sampled and never computed, so it needs no place in the cache.
@@ -145,7 +156,11 @@ class Engine:
         """End a request now; returns what it has, or None if there is no such unfinished request."""
         if request_id not in self.requests:
             return None
-        sequence = self.scheduler.abort(request_id)
+        if request_id in self.compiling:
+            sequence, grammar = self.compiling.pop(request_id)
+            grammar.cancel()
+        else:
+            sequence = self.scheduler.abort(request_id)
         assert sequence is not None, f"the scheduler does not know {request_id!r}"
         sequence.finish("abort")
         return self._end(sequence)
@@ -165,20 +180,21 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Schedule and submit the next step, then take the result of the oldest one; returns requests that ended."""
         try:
+            ended = self._take_grammars() if self.compiling else []
             batch = self.scheduler.schedule()
             if batch is not None:
                 self.in_flight.append((batch, self.runner.submit(batch)))
                 self._count(batch)
             if batch is None or len(self.in_flight) > self.depth:
-                return self._take()
-            return []
+                ended += self._take()
+            return ended
         except BaseException as error:  # even an interrupt leaves a batch half done, and blocks marked as filled
             self.failure = error
             raise
 
     def _take(self) -> list[RequestOutput]:
         """Append the oldest step's tokens to its sequences, and end those that are done."""
-        if not self.in_flight and not self.requests:
+        if not self.in_flight and len(self.requests) == len(self.compiling):
             return []
         assert self.in_flight, f"the scheduler has {len(self.requests)} unfinished requests and runs none of them"
         batch, step = self.in_flight.popleft()
@@ -190,13 +206,33 @@ class Engine:
                     sequence.add_logprobs(position, logprobs)
         for sequence, token_id in zip(sampling, token_ids, strict=True):
             if not sequence.is_finished:
-                sequence.append_token(token_id)
+                self._stats.num_output_tokens += sequence.append_token(token_id)
                 self.requests[sequence.request_id][1].update()
-                self._stats.num_output_tokens += 1
         return [self._end(sequence) for sequence in self.scheduler.update(batch)]
 
     def _token_text(self, token_id: int) -> str | None:
         return self.tokenizer.token_text(token_id) if self.tokenizer else None
+
+    def _take_grammars(self) -> list[RequestOutput]:
+        """Hand sequences whose grammar is ready to the scheduler, and end those whose grammar is no good.
+
+        Waits, but not long, only if there is nothing else to do.
+        """
+        if len(self.compiling) == len(self.requests) and not self.in_flight:
+            wait([grammar for _, grammar in self.compiling.values()], LONGEST_WAIT, FIRST_COMPLETED)
+        ended = []
+        for request_id, (sequence, grammar) in list(self.compiling.items()):
+            if not grammar.done():
+                continue
+            del self.compiling[request_id]
+            try:
+                sequence.grammar = grammar.result()
+            except RequestError as error:
+                sequence.finish("error", str(error))
+                ended.append(self._end(sequence))
+            else:
+                self.scheduler.add(sequence)
+        return ended
 
     def _end(self, sequence: Sequence) -> RequestOutput:
         self.runner.release(sequence)

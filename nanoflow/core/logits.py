@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from nanoflow.core.structured import TokenMasks
 from nanoflow.core.transfer import to_device
 from nanoflow.core.types import Sequence
 
@@ -33,7 +34,7 @@ class RowLogits:
         self.penalized = np.zeros(num_rows, bool)
         self.penalties_3R = np.zeros((3, num_rows), np.float32)  # repetition, presence, frequency
         self.words: list[BadWords | None] = [None] * num_rows
-        self.always = np.zeros(num_rows, bool)  # any of the above
+        self.always = np.zeros(num_rows, bool)  # any of the above, or a grammar
         self.min_len = np.zeros(num_rows, np.int64)  # no stop token before so many tokens, prompt included
         self.bias_RV: torch.Tensor | None = None  # float32; -inf is forbidden
         self.counts_RV: torch.Tensor | None = None  # int32
@@ -43,15 +44,15 @@ class RowLogits:
     def assign(self, row: int, sequence: Sequence) -> None:
         """The row is this sequence's from now on, all of whose tokens are known."""
         params = sequence.params
-        penalties = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
-        self.penalized[row] = penalties != (1, 0, 0)
+        penalties = params.penalties or (1, 0, 0)
+        self.penalized[row] = params.penalties is not None
         # Values that float32 would round to 0 or infinity are kept short of it.
         self.penalties_3R[:, row] = np.clip(penalties[0], 1e-6, 1e6), *penalties[1:]
         long_words = [word for word in sequence.bad_words if len(word) > 1]
         self.words[row] = BadWords(long_words) if long_words else None
         tokens = [word[0] for word in sequence.bad_words if len(word) == 1]
         self.biased[row] = bool(tokens or params.logit_bias or params.allowed_token_ids)
-        self.always[row] = self.penalized[row] or self.biased[row] or bool(long_words)
+        self.always[row] = self.penalized[row] or self.biased[row] or bool(long_words) or sequence.grammar is not None
         self.min_len[row] = sequence.num_prompt_tokens + params.min_tokens if params.min_tokens else 0
         if self.biased[row]:
             self._fill_bias(row, params.allowed_token_ids, params.logit_bias or {}, tokens)
@@ -82,6 +83,13 @@ class RowLogits:
         forbidden = self._forbidden(sequences, rows, position)
         if forbidden.size:
             forbid(scores_SV, to_device(forbidden, self.device), self.newest_R[rows_S])
+        masks = TokenMasks([], [])
+        for index, sequence in enumerate(sequences):
+            if sequence.grammar is not None:  # its last token is known: the scheduler waited for it
+                masks.rows.append(index)
+                masks.words.append(sequence.grammar.mask(is_early=bool(position[index] < self.min_len[rows[index]])))
+        if masks.rows:
+            masks.apply(scores_SV)
         return scores_SV
 
     def note(self, rows: np.ndarray, tokens_S: torch.Tensor) -> None:
@@ -120,7 +128,7 @@ class RowLogits:
         """As `forbid` takes it: stop tokens before `min_tokens`, and what would complete a bad word."""
         entries = [np.empty((3, 0), np.int64)]
         for index in np.flatnonzero(position < self.min_len[rows]).tolist():
-            stops = sequences[index].stop_token_ids
+            stops = sequences[index].stop_token_ids if sequences[index].grammar is None else ()  # a grammar sees to it
             entries.append(np.array([[index] * len(stops), list(stops), [ALWAYS] * len(stops)], np.int64))
         for index, (sequence, row) in enumerate(zip(sequences, rows.tolist(), strict=True)):
             if (words := self.words[row]) is not None:

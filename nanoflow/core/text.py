@@ -27,17 +27,27 @@ class OutputText:
         if self.tokenizer and self.stop:
             self.detokenizer = IncrementalDetokenizer(self.tokenizer, skip_special_tokens=self.skip_special_tokens)
         self.text = ""
+        self.num_taken = 0  # tokens of the output whose text is in `text`, or held back by the detokenizer
         self.num_searched = 0  # characters in which no stop string begins any more
 
     def update(self) -> None:
-        """Take the sequence's newest token; ends the sequence if a stop string is complete.
+        """Take the sequence's newest tokens; ends it, without those that follow, if a stop string is complete.
 
         A stop string counts from the first token after `min_tokens` on, and text before that can't be part of one.
         """
-        if self.detokenizer is None or self._hides_last_token:
-            return
-        self.text += self.detokenizer.push(self.sequence.token_ids[-1])
-        if len(self.sequence.token_ids) - self.sequence.num_prompt_tokens < self.sequence.params.min_tokens:
+        token_ids, num_prompt = self.sequence.token_ids, self.sequence.num_prompt_tokens
+        while self.detokenizer is not None and num_prompt + self.num_taken < len(token_ids):
+            self.num_taken += 1
+            if num_prompt + self.num_taken == len(token_ids) and self._hides_last_token:
+                return
+            self._take(token_ids[num_prompt + self.num_taken - 1])
+            if self.detokenizer is None:
+                del token_ids[num_prompt + self.num_taken :]
+
+    def _take(self, token_id: int) -> None:
+        assert self.detokenizer is not None
+        self.text += self.detokenizer.push(token_id)
+        if self.num_taken < self.sequence.params.min_tokens:
             self.num_searched = len(self.text)
             return
         found = [(self.text.find(stop, self.num_searched), stop) for stop in self.stop]
@@ -63,5 +73,6 @@ class OutputText:
     @property
     def _hides_last_token(self) -> bool:
         """Whether the last token is a stop token that ended the sequence, and no part of the text."""
-        ended_by_token = self.sequence.finish_reason == "stop" and not isinstance(self.sequence.stop_reason, str)
-        return ended_by_token and not self.include_stop
+        sequence = self.sequence
+        ended_by_token = sequence.finish_reason == "stop" and not isinstance(sequence.stop_reason, str)
+        return ended_by_token and sequence.token_ids[-1] in sequence.stop_token_ids and not self.include_stop

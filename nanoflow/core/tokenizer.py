@@ -38,6 +38,11 @@ class Tokenizer:
             ) from error
 
     @property
+    def is_fast(self) -> bool:
+        """Whether it is one of the tokenizers library, which tells the bytes of each token."""
+        return bool(self.hf.is_fast)
+
+    @property
     def eos_token_id(self) -> int | None:
         """The tokenizer's end-of-sequence id."""
         return self.hf.eos_token_id

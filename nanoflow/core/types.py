@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from nanoflow.core.structured import Grammar
+
 
 class Logprob(NamedTuple):
     """How likely a token was. Names follow vLLM.
@@ -59,13 +61,15 @@ class Sequence:
         logprobs: for each known output token, log-probabilities by token id; empty unless the request asks for them.
         prompt_logprobs: the same for the tokens of the prompt so far, the first of which has None; None unless asked
             for.
-        finish_reason: None while unfinished, else `stop`, `length` or `abort`.
-        stop_reason: the stop string or the stop token id that ended it; None for end-of-sequence.
+        grammar: what its output must match, and how far it got; None for anything.
+        finish_reason: None while unfinished, else `stop`, `length`, `abort` or `error`.
+        stop_reason: the stop string or the stop token id that ended it, or what the error was; None for
+            end-of-sequence, and where the grammar leaves no more to say.
     """
 
     __slots__ = (
-        "arrival_time", "bad_words", "block_table", "finish_reason", "finish_time", "first_token_time", "logprobs",
-        "max_tokens", "num_cached_tokens", "num_computed_tokens", "num_in_flight", "num_preemptions",
+        "arrival_time", "bad_words", "block_table", "finish_reason", "finish_time", "first_token_time", "grammar",
+        "logprobs", "max_tokens", "num_cached_tokens", "num_computed_tokens", "num_in_flight", "num_preemptions",
         "num_prompt_tokens", "params", "prefix_keys", "prompt_logprobs", "request_id", "row", "seed", "stop_reason",
         "stop_token_ids", "token_ids",
     )  # fmt: skip
@@ -100,6 +104,7 @@ class Sequence:
         self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         if params.prompt_logprobs is not None:
             self.prompt_logprobs = [None]
+        self.grammar: Grammar | None = None
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.arrival_time = time.perf_counter()
@@ -124,8 +129,11 @@ class Sequence:
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Tokens that must still go through the model before the next token can be sampled; 0 once no more will be."""
-        if self.num_output_tokens >= self.max_tokens:
+        """Tokens that must still go through the model before the next token can be sampled; 0 once no more will be.
+
+        With a grammar it is also 0 while a token is in flight: what may follow depends on its value.
+        """
+        if self.num_output_tokens >= self.max_tokens or (self.grammar is not None and self.num_in_flight):
             return 0
         return len(self.token_ids) + self.num_in_flight - self.num_computed_tokens
 
@@ -170,16 +178,37 @@ class Sequence:
         self.num_in_flight += samples
         return samples
 
-    def append_token(self, token_id: int) -> None:
-        """Take the value of the oldest token in flight, and end the request if that value or its count says so."""
-        self.token_ids.append(token_id)
+    def append_token(self, token_id: int) -> int:
+        """Take the value of the oldest token in flight, and end the request if that value or its count says so.
+
+        Tokens that its grammar leaves no choice about are appended too, and are computed with the next step's; not so
+        where each token has to be drawn, for its log-probability or to be counted.
+
+        Returns:
+            How many tokens were appended.
+        """
+        num_before = len(self.token_ids)
         self.num_in_flight -= 1
+        if num_before == self.num_prompt_tokens:
+            self.first_token_time = time.perf_counter()
+        self._append(token_id)
+        jumps = self.params.penalties is None and self.params.logprobs is None
+        if self.grammar is not None and jumps and not self.is_finished:
+            for forced_id in self.grammar.forced():
+                self._append(forced_id)
+                if self.is_finished:
+                    break
+        return len(self.token_ids) - num_before
+
+    def _append(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
         num_output = len(self.token_ids) - self.num_prompt_tokens
-        now = time.perf_counter()
-        if num_output == 1:
-            self.first_token_time = now
-        if token_id in self.stop_token_ids and num_output >= self.params.min_tokens:
+        if self.grammar is not None and not self.grammar.accept(token_id):
+            self.finish("error", self.grammar.error)
+        elif token_id in self.stop_token_ids and num_output >= self.params.min_tokens:
             self.finish("stop", token_id if token_id in (self.params.stop_token_ids or ()) else None)
+        elif self.grammar is not None and self.grammar.is_complete:
+            self.finish("stop")
         elif num_output >= self.max_tokens:
             self.finish("length")
 
@@ -194,7 +223,7 @@ class Sequence:
             self.prompt_logprobs += logprobs[len(self.prompt_logprobs) - position :]
 
     def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
-        """End the request with `stop`, `length` or `abort`. The scheduler lets go of it at the next `update`."""
+        """End the request: `stop`, `length`, `abort` or `error`. The scheduler lets go of it at the next `update`."""
         self.finish_reason, self.stop_reason = reason, stop_reason
         self.finish_time = time.perf_counter()
 
@@ -301,9 +330,10 @@ class EngineStats:
 
     Attributes:
         num_steps: batches that ran.
-        num_prefill_tokens: tokens computed in chunks that belong to a prompt, or to a sequence computed again.
+        num_prefill_tokens: tokens computed in chunks: of a prompt, of a sequence computed again, or those that a
+            grammar left no choice about.
         num_decode_tokens: tokens computed one a sequence.
-        num_output_tokens: tokens sampled and kept.
+        num_output_tokens: tokens of outputs.
         num_preemptions: sequences that lost their blocks.
         num_queried_tokens: tokens looked up in the prefix cache.
         num_hit_tokens: tokens found there.
@@ -329,8 +359,9 @@ class CompletionOutput:
         cumulative_logprob: sum of the log-probabilities of the generated tokens; None unless `logprobs` was asked for.
         logprobs: for each generated token, log-probabilities by token id: its own and those of the likeliest; None
             unless asked for.
-        finish_reason: `stop`, `length`, `abort`, or None while it goes on.
-        stop_reason: the stop string or stop token id that ended it; None for end-of-sequence and otherwise.
+        finish_reason: `stop`, `length`, `abort`, `error`, or None while it goes on.
+        stop_reason: the stop string or stop token id that ended it, or a sentence about the error; None for
+            end-of-sequence and otherwise.
     """
 
     index: int

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nanoflow import SamplingParams
+from nanoflow import SamplingParams, StructuredOutputsParams
 from nanoflow.core.config import Config, EngineConfig, SchedulerConfig
 from nanoflow.core.errors import ConfigError
 from tests.core.sentences import raises_sentence
@@ -37,6 +37,14 @@ SAMPLING_REFUSED: dict[str, list[Any]] = {
     "detokenize": [0, 1, None, "true"],
     "skip_special_tokens": [0, 1, None, "true"],
     "truncate_prompt_tokens": [0, -2, 1.5, "5", True, NAN],
+    "structured_outputs": ["a+", {"regex": "a+"}, True],
+}
+STRUCTURED_REFUSED: dict[str, list[Any]] = {
+    "json": ["{", "[1]", "null", 5, [1], b"{}", {"a": {1, 2}}],
+    "regex": ["", 5, ["a"], b"a"],
+    "choice": [[], [""], "a", 5, [5], ["a", None]],
+    "grammar": ["", 5, ["a"]],
+    "json_object": [0, 1, None, "true"],
 }
 SAMPLING_TAKEN: dict[str, list[Any]] = {
     "temperature": [0, 0.0, 1, 0.7, 100],
@@ -61,6 +69,7 @@ SAMPLING_TAKEN: dict[str, list[Any]] = {
     "detokenize": [True, False],
     "skip_special_tokens": [True, False],
     "truncate_prompt_tokens": [None, 1, -1, 10**9],
+    "structured_outputs": [None, StructuredOutputsParams(regex="a+")],
 }
 ENGINE_REFUSED: dict[str, list[Any]] = {
     "dtype": ["float64", "fp16", None, "", 16],
@@ -112,6 +121,27 @@ def test_sampling_takes(name: str, value: Any) -> None:
     assert getattr(SamplingParams(**{name: value}), name) == (["a"] if value == "a" else value)
 
 
+@pytest.mark.parametrize(("name", "value"), cases(STRUCTURED_REFUSED))
+def test_structured_outputs_refuse(name: str, value: Any) -> None:
+    with raises_sentence(ConfigError, f"{name} must be ", f"got {value!r}."):
+        StructuredOutputsParams(**{name: value})
+
+
+def test_structured_outputs_are_of_one_kind() -> None:
+    for given in ({}, {"regex": "a", "choice": ["a"]}, {"json": "{}", "grammar": "a", "json_object": True}):
+        with raises_sentence(ConfigError, "structured_outputs must have exactly one of", *given):
+            StructuredOutputsParams(**given)
+
+
+def test_a_schema_may_come_from_a_model() -> None:
+    class Model:
+        @staticmethod
+        def model_json_schema() -> dict[str, Any]:
+            return {"type": "string"}
+
+    assert StructuredOutputsParams(json=Model).json == StructuredOutputsParams(json=Model()).json == {"type": "string"}
+
+
 @pytest.mark.parametrize(("name", "value"), cases(ENGINE_REFUSED))
 def test_engine_refuses(name: str, value: Any) -> None:
     """The device is looked for when the engine is built; everything else is known to be wrong at once."""
@@ -159,15 +189,18 @@ def test_json_keys_of_a_logit_bias() -> None:
     assert SamplingParams(logit_bias={"5": 1.0}).logit_bias == {5: 1.0}
 
 
-@pytest.mark.parametrize("config", [SamplingParams, EngineConfig, SchedulerConfig])
+@pytest.mark.parametrize("config", [SamplingParams, StructuredOutputsParams, EngineConfig, SchedulerConfig])
 def test_every_option_is_checked_and_has_a_help_line(config: type) -> None:
-    checked = {SamplingParams: SAMPLING_REFUSED, EngineConfig: ENGINE_REFUSED}.get(config)
+    checked = {
+        SamplingParams: SAMPLING_REFUSED, StructuredOutputsParams: STRUCTURED_REFUSED, EngineConfig: ENGINE_REFUSED,
+    }.get(config)  # fmt: skip
     for field in dataclasses.fields(config):
         assert field.metadata["help"], field.name
         assert "\n" not in field.metadata["help"]
         assert checked is None or field.name in checked
+    instance = config(regex="a") if config is StructuredOutputsParams else config()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(config(), dataclasses.fields(config)[0].name, 1)
+        setattr(instance, dataclasses.fields(config)[0].name, 1)
 
 
 def test_names_and_defaults_follow_vllm() -> None:
