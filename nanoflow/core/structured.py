@@ -52,7 +52,8 @@ class Grammar:
 
     def accept(self, token_id: int) -> bool:
         """Take the next token of the output; False if it can't be, and `error` says why."""
-        return self.matcher.consume_token(token_id)
+        # A matcher that gave up, while it computed a mask perhaps, allows end-of-sequence alone, and takes it.
+        return self.matcher.consume_token(token_id) and not self.matcher.is_error()
 
     @property
     def is_complete(self) -> bool:

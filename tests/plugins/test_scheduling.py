@@ -49,7 +49,8 @@ def drive(rng: random.Random, manager: str, depth: int, num_steps: int) -> Count
         load = rng.choice([2, 4, 10])  # requests that it tries to keep unfinished
         while world.counts["steps"] < 300:
             while len(world.live) < load and rng.random() < 0.5:
-                world.add(random_prompt(rng, world, stems), rng.randint(1, 24), stops=rng.random() < 0.3)
+                stops, has_grammar = rng.random() < 0.3, rng.random() < 0.3
+                world.add(random_prompt(rng, world, stems), rng.randint(1, 24), stops, has_grammar)
             if world.live and rng.random() < 0.02:
                 world.abort(rng.randrange(len(world.live)))
             world.step(finish=rng.randrange(8) if rng.random() < 0.03 else None)
@@ -91,10 +92,10 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         shared=st.integers(0, 16), own=st.lists(st.integers(0, ALPHABET - 1), min_size=1, max_size=6),
-        max_tokens=st.integers(1, 12), stops=st.booleans(),
+        max_tokens=st.integers(1, 12), stops=st.booleans(), has_grammar=st.booleans(),
     )  # fmt: skip
-    def add(self, shared: int, own: list[int], max_tokens: int, stops: bool) -> None:
-        self.world.add(self.stem[:shared] + own, max_tokens, stops)
+    def add(self, shared: int, own: list[int], max_tokens: int, stops: bool, has_grammar: bool) -> None:
+        self.world.add(self.stem[:shared] + own, max_tokens, stops, has_grammar)
 
     @precondition(lambda self: self.world.live)
     @rule(index=st.integers(0, 8))

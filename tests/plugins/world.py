@@ -57,6 +57,24 @@ class Request:
         return (self.digests[-1] >> 7) % ALPHABET
 
 
+class Fancy:
+    """A grammar that takes any token, and after some of them leaves no choice about those that follow."""
+
+    is_complete = False
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def accept(self, token_id: int) -> bool:
+        return True
+
+    def forced(self) -> list[int]:
+        num_tokens = max(0, (self.request.digests[-1] >> 11) % 8 - 3)
+        for _ in range(num_tokens):
+            self.request.append(self.request.next_token())
+        return self.request.tokens[len(self.request.tokens) - num_tokens :]
+
+
 class World:
     """Drives scheduler and block manager as the engine does, and checks each step.
 
@@ -87,7 +105,7 @@ class World:
         self.unreported: set[str] = set()  # preempted since the last batch
         self.counts: Counter[str] = Counter()
 
-    def add(self, prompt: list[int], max_tokens: int, stops: bool = False) -> None:
+    def add(self, prompt: list[int], max_tokens: int, stops: bool = False, has_grammar: bool = False) -> None:
         """Queue a request, cut to what fits into the cache."""
         prompt = prompt[: self.max_tokens]
         max_tokens = min(max_tokens, self.max_tokens + 1 - len(prompt))
@@ -99,6 +117,8 @@ class World:
         request = Request(sequence, len(self.requests))
         for token in prompt:
             request.append(token)
+        if has_grammar:
+            sequence.grammar = Fancy(request)  # type: ignore[assignment]
         self.requests[name] = request
         self.live.append(request)
         self.scheduler.add(sequence)
@@ -131,8 +151,10 @@ class World:
         self.check()
 
     def drain(self) -> None:
-        """Run until all requests have ended; that takes no more steps than there are tokens."""
+        """Run until all requests have ended; that takes no more steps than there are tokens, or two for each."""
         bound = sum(len(r.tokens) + r.sequence.max_tokens + 1 for r in self.live) + self.depth
+        if self.depth and any(r.sequence.grammar is not None for r in self.live):
+            bound *= 2  # each token is waited for before the next is planned
         while self.live:
             assert bound > 0, f"still unfinished: {self.live}"
             bound -= 1
@@ -147,6 +169,7 @@ class World:
         before = {r.sequence.request_id: r.sequence.num_computed_tokens for r in self.live if r.sequence.block_table}
         due = {r.sequence.request_id: r.sequence.num_uncomputed_tokens for r in self.live}
         started = {r.sequence.request_id for r in self.live if r.sequence.num_output_tokens > 0}
+        waiting = {r.sequence.request_id for r in self.live if r.sequence.grammar and r.sequence.num_in_flight}
         batch = self.scheduler.schedule()
         lost = {name for name in before if not self.requests[name].sequence.block_table}
         self.unreported |= lost
@@ -170,6 +193,7 @@ class World:
             request = self.requests[sequence.request_id]
             start, num_tokens = batch.starts[index], batch.num_tokens[index]
             assert request.end is None
+            assert sequence.request_id not in waiting, "the grammar does not know the last token yet"
             if sequence.request_id in before:
                 assert start == before[sequence.request_id]
                 assert num_tokens <= due[sequence.request_id]
