@@ -156,6 +156,8 @@ def _coerced(schema: type, values: dict[str, Any], prefix: str) -> dict[str, Any
     hints = get_type_hints(schema)
     result = dict(values)
     for key in values.keys() & hints.keys():
+        if isinstance(values[key], dict) and dict in map(get_origin, (hints[key], *get_args(hints[key]))):
+            continue  # OmegaConf refuses JSON's keys for integers; the dataclass checks maps itself
         try:
             node[key] = values[key]
         except OmegaConfBaseException as error:
@@ -173,4 +175,6 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(item) for item in get_args(hint))
     if get_origin(hint) is list:
         return f"a list of {_describe(get_args(hint)[0]).split()[-1]}s"
+    if get_origin(hint) is dict:
+        return "a map"
     return names.get(hint, getattr(hint, "__name__", str(hint)))
