@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,18 @@ def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     assert "HAMLET:" in printed
     assert "JULIET:\nO Romeo" in printed
+
+
+def test_sampling_reference(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its example runs, and it describes every field with the default that it has."""
+    (example,) = python_blocks("docs/sampling.md")
+    exec(example, {})
+    assert len(capsys.readouterr().out.splitlines()) >= 17
+    text = (ROOT / "docs/sampling.md").read_text(encoding="utf-8")
+    for field in fields(SamplingParams):
+        default = getattr(SamplingParams(), field.name)
+        shown = str(default).lower()
+        assert f"| `{field.name}` | {shown} |" in text or f"`{field.name}` ({shown})" in text, field.name
 
 
 def test_plugin_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

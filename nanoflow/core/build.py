@@ -88,9 +88,9 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
     decodes, tokens = graphs_to_capture(options, limits, attention, device)
     reserved = 0
     if device.type == "cuda":
-        step_bytes = memory.measure_step(build_runner(build_attention(), 0), limits, max_model_len)
+        captured_bytes, step_bytes = memory.measure_step(build_runner(build_attention(), 0), limits, max_model_len)
         rows = graphs.num_rows(decodes, tokens, limits.max_num_seqs)
-        reserved = step_bytes + memory.graph_bytes(step_bytes, rows, model.vocab_size, dtype)
+        reserved = step_bytes + memory.graph_bytes(captured_bytes, rows, model.vocab_size, dtype)
     num_blocks = memory.pick_num_blocks(options, attention.bytes_per_block, device, reserved)
     try:
         attention.allocate(num_blocks + 1)  # the last block is nobody's

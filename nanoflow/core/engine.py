@@ -118,6 +118,12 @@ class Engine:
         self._check_ids("", (min(prompt_token_ids), max(prompt_token_ids), *(params.stop_token_ids or ())))
         self._check_ids("logit_bias: ", params.logit_bias or ())
         self._check_ids("allowed_token_ids: ", params.allowed_token_ids or ())
+        allowed, stops = set(params.allowed_token_ids or ()), set(params.stop_token_ids or ())
+        if params.min_tokens and allowed and allowed <= stops | (set() if params.ignore_eos else self.eos_token_ids):
+            raise RequestError(
+                f"All of allowed_token_ids are stop tokens, which min_tokens ({params.min_tokens}) forbids at first; "
+                f"allow one more."
+            )
         if params.stop and self.tokenizer is None:
             raise RequestError("Stop strings need a tokenizer, and the checkpoint has none; use stop_token_ids.")
         if params.bad_words and self.tokenizer is None:

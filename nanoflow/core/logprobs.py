@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -55,21 +56,17 @@ class TopLogprobs:
         Args:
             decode: text of a token id. The span's sequence may not want it: see `SamplingParams.detokenize`.
         """
-        start = 0
+        rows = iter(zip(self.ids_LK.tolist(), self.logprobs_LK.tolist(), self.ranks_L.tolist(), strict=True))
         for span in self.spans:
-            end, width = start + span.num_tokens, span.num_candidates + 1
+            width = span.num_candidates + 1
             text = decode if span.sequence.params.detokenize else _no_text
             yield span.sequence, span.position, [
                 {  # the first is the token itself, which may be a candidate too
                     token_id: Logprob(logprob, candidate or rank, text(token_id))
-                    for candidate, (token_id, logprob) in enumerate(zip(ids, logprobs, strict=True))
+                    for candidate, (token_id, logprob) in enumerate(zip(ids[:width], logprobs[:width], strict=True))
                 }
-                for ids, logprobs, rank in zip(
-                    self.ids_LK[start:end, :width].tolist(), self.logprobs_LK[start:end, :width].tolist(),
-                    self.ranks_L[start:end].tolist(), strict=True,
-                )
+                for ids, logprobs, rank in islice(rows, span.num_tokens)
             ]  # fmt: skip
-            start = end
 
 
 def top_logprobs(

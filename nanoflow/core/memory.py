@@ -47,35 +47,47 @@ def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.d
     return size // bytes_per_block - 1  # the engine keeps one for itself
 
 
-def measure_step(runner: ModelRunner, limits: SchedulerConfig, max_model_len: int) -> int:
-    """Bytes of GPU memory that the most expensive step takes beside weights and cache.
+def measure_step(runner: ModelRunner, limits: SchedulerConfig, max_model_len: int) -> tuple[int, int]:
+    """Bytes of GPU memory that the most expensive steps take beside weights and cache: one as it may be captured, and
+    one whose sequences ask for everything that sampling can do, tables of `RowLogits` included.
 
-    Runs that step: as many sequences and tokens as the scheduler may batch, all of them sampled with all filters. They
-    share one block, for their content doesn't matter. It also compiles the kernels of such steps.
+    Runs these steps: as many sequences and tokens as the scheduler may batch. They share one block, for their content
+    doesn't matter. It also compiles the kernels of such steps.
     """
-    num_seqs = min(limits.max_num_seqs, limits.budget)
+    everything = SamplingParams(top_p=0.9, top_k=50, min_p=0.01, presence_penalty=1, logit_bias={0: 1.0}, logprobs=1)
     runner.attention.allocate(1)
-    torch.cuda.reset_peak_memory_stats(runner.device)
     before = torch.cuda.memory_allocated(runner.device)
+    peaks = []
+    for params in (SamplingParams(), everything):
+        torch.cuda.reset_peak_memory_stats(runner.device)
+        batch = _largest_batch(runner, limits, max_model_len, params)
+        runner.submit(batch).result()
+        peaks.append(torch.cuda.max_memory_allocated(runner.device) - before)
+        for sequence in batch.sequences:
+            runner.release(sequence)
+    return peaks[0], peaks[1]
+
+
+def _largest_batch(runner: ModelRunner, limits: SchedulerConfig, max_model_len: int, params: SamplingParams) -> Batch:
+    # A prompt's log-probabilities are taken for so few tokens at a time that one sequence shows what they need.
+    first = replace(params, prompt_logprobs=params.logprobs)
+    num_seqs = min(limits.max_num_seqs, limits.budget)
     batch = Batch()
-    params = SamplingParams(top_p=0.9, top_k=50, min_p=0.01, presence_penalty=1, logit_bias={0: 1.0}, logprobs=1)
-    scored = replace(params, prompt_logprobs=1)  # taken for so few tokens at a time that one sequence shows it
     left = limits.budget
     for index in range(num_seqs):
         length = min(-(-left // (num_seqs - index)), max_model_len)
-        sequence = Sequence(str(index), [0] * length, params if index else scored, max_tokens=1)
+        sequence = Sequence(str(index), [0] * length, params if index else first, max_tokens=1)
         sequence.block_table = [0] * -(-length // runner.block_size)
         batch.add(sequence, length)
         left -= length
-    runner.submit(batch).result()
-    return torch.cuda.max_memory_allocated(runner.device) - before
+    return batch
 
 
 def graph_bytes(step_bytes: int, rows: int, vocab_size: int, dtype: torch.dtype) -> int:
     """Bytes of GPU memory that graphs take.
 
     Args:
-        step_bytes: what the most expensive step takes; graphs have as much for all of them together.
+        step_bytes: what the most expensive captured step takes; graphs have as much for all of them together.
         rows: of logits, of which each graph has its own; 0 if there are no graphs.
         vocab_size: V.
         dtype: of the logits.

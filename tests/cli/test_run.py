@@ -53,13 +53,14 @@ def test_prompts_from_a_text_file(cli: Cli) -> None:
 
 
 def test_prompts_from_json_lines_with_sampling_of_their_own(cli: Cli) -> None:
-    lines = [{"prompt": "To be,\n", "max_tokens": 5}, {"prompt_token_ids": [5, 6, 7]}]
+    lines = [{"prompt": "To be,\n", "max_tokens": 5}, {"prompt_token_ids": [5, 6, 7], "logit_bias": {"5": 100}}]
     Path("in.jsonl").write_text("\n".join(map(json.dumps, lines)))
     outcome = cli("run", "prompts_file=in.jsonl", "output=out.jsonl", *SHORT)
     assert outcome.code == 0
     records = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [len(record["token_ids"]) for record in records] == [5, 3]
     assert records[1]["prompt"] is None
+    assert records[1]["token_ids"] == [5, 5, 5]
     assert records[1]["prompt_token_ids"] == [5, 6, 7]
     assert "<3 token ids>" in outcome.out
 

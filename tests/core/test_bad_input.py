@@ -122,6 +122,12 @@ def test_sampling_ids_out_of_the_vocabulary(llm: LLM, token_id: int) -> None:
     assert llm.stats.num_steps == 0
 
 
+def test_nothing_but_stop_tokens_allowed(llm: LLM) -> None:
+    params = greedy(allowed_token_ids=[3, 4], stop_token_ids=[4, 3, 5], min_tokens=2)
+    with raises_sentence(RequestError, "All of allowed_token_ids are stop tokens, which min_tokens (2) forbids"):
+        run(llm, [[1]], params)
+
+
 def test_words_without_a_tokenizer(llm: LLM) -> None:
     with raises_sentence(RequestError, "bad_words need a tokenizer, and the checkpoint has none; use logit_bias."):
         run(llm, [[1]], bad_words=["word"])
