@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from typing import Any
 
 from nanoflow.core.errors import ConfigError
@@ -40,6 +41,16 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+class RequestOutputKind(str, Enum):
+    """What a streamed request's outputs hold. Names follow vLLM; the values are the names, for files and overrides."""
+
+    CUMULATIVE = "CUMULATIVE"  # each output holds all that there is so far
+    DELTA = "DELTA"  # each output holds what is new
+    FINAL_ONLY = "FINAL_ONLY"  # there is one output, at the end
+
+    __str__ = str.__str__
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How the tokens of one request are chosen. Names and defaults follow vLLM's `SamplingParams`.
@@ -50,6 +61,10 @@ class SamplingParams:
         ConfigError: a value out of its range; the message names the field, the value and the range.
     """
 
+    n: int = option(1, "completions of each prompt; they share the prompt's KV blocks")
+    output_kind: RequestOutputKind = option(
+        RequestOutputKind.CUMULATIVE, "what streamed outputs hold: CUMULATIVE | DELTA | FINAL_ONLY"
+    )
     temperature: float = option(1.0, "0 is greedy; higher is more random")
     top_p: float = option(1.0, "keep the likeliest tokens that hold this share of probability, in (0, 1]")
     top_k: int = option(0, "keep this many likeliest tokens; 0 or -1 keeps all")
@@ -62,6 +77,10 @@ class SamplingParams:
     ignore_eos: bool = option(False, "go on after the end-of-sequence token")
 
     def __post_init__(self) -> None:
+        require(is_int(self.n) and self.n >= 1, "n", self.n, "an integer >= 1")
+        require(self.output_kind in list(RequestOutputKind), "output_kind", self.output_kind,
+                "CUMULATIVE, DELTA or FINAL_ONLY of RequestOutputKind")  # fmt: skip
+        object.__setattr__(self, "output_kind", RequestOutputKind(self.output_kind))
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", [self.stop])
         require(is_number(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "a number >= 0")

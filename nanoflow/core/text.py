@@ -12,17 +12,16 @@ class OutputText:
     Args:
         tokenizer: None leaves the text empty.
         sequence: whose output it is.
-        prompt: the prompt's text, kept for the request's output.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, sequence: Sequence, prompt: str | None) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, sequence: Sequence) -> None:
         self.tokenizer = tokenizer
         self.sequence = sequence
-        self.prompt = prompt
         self.stop = sequence.params.stop or []
         self.detokenizer = IncrementalDetokenizer(tokenizer) if tokenizer and self.stop else None
         self.text = ""
         self.num_searched = 0  # characters in which no stop string begins any more
+        self.num_shown = 0  # characters that `news` gave out
 
     def update(self) -> None:
         """Take the sequence's newest token; ends the sequence if a stop string is complete.
@@ -45,6 +44,25 @@ class OutputText:
         else:
             longest = max(map(len, self.stop))
             self.num_searched = max(self.num_searched, len(self.text) - longest + 1)
+
+    def news(self) -> str:
+        """Text that can be shown since the last call: what may yet become a stop string is held back.
+
+        Only for texts with stop strings. All of the rest comes once the sequence has ended.
+        """
+        end = len(self.text) - self._num_doubtful()
+        text = self.final() if self.sequence.is_finished else self.text[:end]
+        piece = text[self.num_shown :]
+        self.num_shown = len(text)
+        return piece
+
+    def _num_doubtful(self) -> int:
+        """How many of the last characters are the beginning of a stop string."""
+        longest = min(max(map(len, self.stop)) - 1, len(self.text) - self.num_searched)
+        return next((n for n in range(longest, 0, -1) if self._may_become_stop(self.text[-n:])), 0)
+
+    def _may_become_stop(self, end: str) -> bool:
+        return any(stop.startswith(end) for stop in self.stop)
 
     def final(self) -> str:
         """The whole text, once the sequence has ended."""
