@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "LLM": "nanoflow.core.llm",
+    "AsyncLLM": "nanoflow.core.async_llm",
     "SamplingParams": "nanoflow.core.config",
+    "RequestOutputKind": "nanoflow.core.config",
     "RequestOutput": "nanoflow.core.types",
     "CompletionOutput": "nanoflow.core.types",
     "Component": "nanoflow.core.interfaces",
@@ -23,7 +25,8 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from nanoflow.core.config import SamplingParams
+    from nanoflow.core.async_llm import AsyncLLM
+    from nanoflow.core.config import RequestOutputKind, SamplingParams
     from nanoflow.core.errors import NanoflowError
     from nanoflow.core.hookspecs import hookimpl
     from nanoflow.core.interfaces import Component
