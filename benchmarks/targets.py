@@ -31,7 +31,7 @@ from nanoflow.bench.rounds import Rounds
 from nanoflow.bench.subject import Subject
 from nanoflow.cli.bench.report import rounded
 from nanoflow.core.config import Config
-from nanoflow.core.llm import config_from_options
+from nanoflow.core.options import config_from_options
 from nanoflow.core.registry import Registry
 
 TARGETS = {  # in the unit of the result; idle in percent

@@ -13,8 +13,10 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "LLM": "nanoflow.core.llm",
+    "AsyncLLM": "nanoflow.core.async_llm",
     "SamplingParams": "nanoflow.core.config",
     "StructuredOutputsParams": "nanoflow.core.config",
+    "RequestOutputKind": "nanoflow.core.config",
     "RequestOutput": "nanoflow.core.types",
     "CompletionOutput": "nanoflow.core.types",
     "Logprob": "nanoflow.core.types",
@@ -25,7 +27,8 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from nanoflow.core.config import SamplingParams, StructuredOutputsParams
+    from nanoflow.core.async_llm import AsyncLLM
+    from nanoflow.core.config import RequestOutputKind, SamplingParams, StructuredOutputsParams
     from nanoflow.core.errors import NanoflowError
     from nanoflow.core.hookspecs import hookimpl
     from nanoflow.core.interfaces import Component

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from typing import Any
 
 from nanoflow.core.errors import ConfigError
@@ -39,6 +40,16 @@ def is_int(value: object) -> bool:
 def is_number(value: object) -> bool:
     """Whether `value` is a finite real number; NaN, infinities and `True` are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class RequestOutputKind(str, Enum):
+    """What a streamed request's outputs hold. Names follow vLLM; the values are the names, for files and overrides."""
+
+    CUMULATIVE = "CUMULATIVE"  # each output holds all that there is so far
+    DELTA = "DELTA"  # each output holds what is new
+    FINAL_ONLY = "FINAL_ONLY"  # there is one output, at the end
+
+    __str__ = str.__str__
 
 
 @dataclass(frozen=True)
@@ -104,6 +115,10 @@ class SamplingParams:
         ConfigError: a value out of its range; the message names the field, the value and the range.
     """
 
+    n: int = option(1, "completions of each prompt; they share the prompt's KV blocks")
+    output_kind: RequestOutputKind = option(
+        RequestOutputKind.CUMULATIVE, "what streamed outputs hold: CUMULATIVE | DELTA | FINAL_ONLY"
+    )
     temperature: float = option(1.0, "0 is greedy; higher is more random")
     top_p: float = option(1.0, "keep the likeliest tokens that hold this share of probability, in (0, 1]")
     top_k: int = option(0, "keep this many likeliest tokens; 0 or -1 keeps all")
@@ -135,6 +150,10 @@ class SamplingParams:
     )
 
     def __post_init__(self) -> None:
+        require(is_int(self.n) and self.n >= 1, "n", self.n, "an integer >= 1")
+        require(self.output_kind in list(RequestOutputKind), "output_kind", self.output_kind,
+                "CUMULATIVE, DELTA or FINAL_ONLY of RequestOutputKind")  # fmt: skip
+        object.__setattr__(self, "output_kind", RequestOutputKind(self.output_kind))
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", [self.stop])
         if isinstance(self.logit_bias, dict):  # JSON has no integers for keys

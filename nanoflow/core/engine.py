@@ -8,14 +8,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import xxhash
 
-from nanoflow.core.config import SamplingParams
+from nanoflow.core.config import RequestOutputKind, SamplingParams
 from nanoflow.core.errors import NanoflowError, RequestError
 from nanoflow.core.interfaces import BlockManager, Scheduler
+from nanoflow.core.request import Renderer, Request, Update
 from nanoflow.core.runner import ModelRunner, PendingStep
 from nanoflow.core.structured import Grammar, GrammarCompiler
-from nanoflow.core.text import OutputText
 from nanoflow.core.tokenizer import Tokenizer
-from nanoflow.core.types import Batch, CompletionOutput, EngineStats, RequestMetrics, RequestOutput, Sequence
+from nanoflow.core.types import Batch, EngineStats, RequestOutput, Sequence
 
 LONGEST_WAIT = 0.05  # seconds that a step waits for a grammar if there is nothing else to do
 
@@ -34,6 +34,12 @@ class Engine:
         default_params: how to sample where a caller says nothing.
         seed: where requests without a seed get theirs from, with their number.
         depth: steps that may be in flight while the next is scheduled: 1 overlaps host and device, 0 does not.
+
+    Attributes:
+        requests: unfinished ones by id.
+        owners: of unfinished sequences by their ids: the request, and which of its sequences it is.
+        followed: ids of those sequences that are looked at token by token: they stream, or have stop strings.
+        render: turns what `advance` returns into outputs; may run in another thread.
     """
 
     def __init__(
@@ -53,22 +59,27 @@ class Engine:
         self.depth = depth
         self.grammars = GrammarCompiler(tokenizer, vocab_size, eos_token_ids)
         self.compiling: dict[str, tuple[Sequence, Future[Grammar]]] = {}  # the scheduler doesn't know these yet
-        self.requests: dict[str, tuple[Sequence, OutputText]] = {}
+        self.requests: dict[str, Request] = {}
+        self.owners: dict[str, tuple[Request, int]] = {}
+        self.followed: set[str] = set()
+        self.render = Renderer(tokenizer)
         self.in_flight: deque[tuple[Batch, PendingStep]] = deque()
         self.num_requests = 0
         self.failure: BaseException | None = None
         self._stats = EngineStats()
 
     def add_request(
-        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, prompt: str | None = None
-    ) -> None:
+        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, prompt: str | None = None,
+        output_kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY,
+    ) -> None:  # fmt: skip
         """Queue a request; `step` brings its output.
 
         Args:
             request_id: not that of an unfinished request.
             prompt_token_ids: at least one id, each below the vocabulary's size.
-            params: how to sample.
+            params: how to sample; `n` of them share the blocks of the prompt. `output_kind` is the caller's to heed.
             prompt: its text, to be handed through to the output.
+            output_kind: whether outputs come step by step, and what they hold; by default one comes at the end.
 
         Raises:
             RequestError: it can't be served, with the numbers. Nothing has changed then.
@@ -76,7 +87,8 @@ class Engine:
         """
         if self.failure is not None:
             raise NanoflowError(f"The engine stopped at an earlier error ({self.failure!r}); make a new one.")
-        if request_id in self.requests:
+        names = [request_id] if params.n == 1 else [f"{request_id}#{index}" for index in range(params.n)]
+        if request_id in self.requests or not self.owners.keys().isdisjoint(names):
             raise RequestError(f"There is an unfinished request {request_id!r} already; ids must differ.")
         max_tokens = self.check_request(prompt_token_ids, params)
         prompt_token_ids = self._truncated(prompt_token_ids, params)
@@ -84,21 +96,29 @@ class Engine:
         seed = params.seed
         if seed is None:
             seed = xxhash.xxh3_64_intdigest(f"{self.seed}/{self.num_requests}".encode())
-        sequence = Sequence(
-            request_id,
-            prompt_token_ids,
-            params,
-            max_tokens=max_tokens,
-            stop_token_ids=eos_token_ids | frozenset(params.stop_token_ids or ()),
-            bad_words=self.tokenizer.word_token_ids(params.bad_words) if self.tokenizer and params.bad_words else (),
-            seed=(seed + 2**63) % 2**64 - 2**63,
-        )
+        bad_words = self.tokenizer.word_token_ids(params.bad_words) if self.tokenizer and params.bad_words else ()
+        sequences = [
+            Sequence(
+                name,
+                prompt_token_ids,
+                params,
+                max_tokens=max_tokens,
+                stop_token_ids=eos_token_ids | frozenset(params.stop_token_ids or ()),
+                bad_words=bad_words,
+                seed=_nth_seed(seed, index),
+            )
+            for index, name in enumerate(names)
+        ]
         self.num_requests += 1
-        self.requests[request_id] = sequence, OutputText(self.tokenizer, sequence, prompt)
-        if params.structured_outputs is None:
-            self.scheduler.add(sequence)
-        else:
-            self.compiling[request_id] = sequence, self.grammars.submit(params)
+        request = self.requests[request_id] = Request(request_id, prompt, output_kind, sequences, self.tokenizer)
+        for index, sequence in enumerate(sequences):
+            self.owners[sequence.request_id] = request, index
+            if params.structured_outputs is None:
+                self.scheduler.add(sequence)
+            else:
+                self.compiling[sequence.request_id] = sequence, self.grammars.submit(params)
+        if request.streams or params.stop:
+            self.followed.update(names)
 
     def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
         """The most tokens that the request may generate.
@@ -160,16 +180,24 @@ class Engine:
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now; returns what it has, or None if there is no such unfinished request."""
-        if request_id not in self.requests:
-            return None
-        if request_id in self.compiling:
-            sequence, grammar = self.compiling.pop(request_id)
-            grammar.cancel()
-        else:
-            sequence = self.scheduler.abort(request_id)
-        assert sequence is not None, f"the scheduler does not know {request_id!r}"
-        sequence.finish("abort")
-        return self._end(sequence)
+        outputs = self.render(self.cancel(request_id))
+        return outputs[0] if outputs else None
+
+    def cancel(self, request_id: str) -> list[Update]:
+        """End a request now, all its sequences; their blocks are free when this returns. Not rendered yet."""
+        request = self.requests.get(request_id)
+        updates = []
+        for index, sequence in enumerate(request.sequences if request else ()):
+            if sequence.request_id in self.owners:
+                if sequence.request_id in self.compiling:
+                    self.compiling.pop(sequence.request_id)[1].cancel()
+                else:
+                    known = self.scheduler.abort(sequence.request_id)
+                    assert known is sequence, f"the scheduler does not know {sequence.request_id!r}"
+                sequence.finish("abort")
+                self._end(sequence)
+                updates.append(request.update(index, [] if request.streams else sequence.output_token_ids))
+        return updates
 
     @property
     def has_unfinished(self) -> bool:
@@ -184,7 +212,14 @@ class Engine:
         return self._stats
 
     def step(self) -> list[RequestOutput]:
-        """Schedule and submit the next step, then take the result of the oldest one; returns requests that ended."""
+        """Schedule and submit the next step, then take the result of the oldest one.
+
+        Returns outputs of requests that ended with it, and of those that stream and have got something.
+        """
+        return self.render(self.advance())
+
+    def advance(self) -> list[Update]:
+        """`step`, with what it brought left to be rendered."""
         try:
             ended = self._take_grammars() if self.compiling else []
             batch = self.scheduler.schedule()
@@ -198,13 +233,14 @@ class Engine:
             self.failure = error
             raise
 
-    def _take(self) -> list[RequestOutput]:
+    def _take(self) -> list[Update]:
         """Append the oldest step's tokens to its sequences, and end those that are done."""
-        if not self.in_flight and len(self.requests) == len(self.compiling):
+        if not self.in_flight and len(self.owners) == len(self.compiling):
             return []
         assert self.in_flight, f"the scheduler has {len(self.requests)} unfinished requests and runs none of them"
         batch, step = self.in_flight.popleft()
         sampling = [s for s, samples in zip(batch.sequences, batch.samples, strict=True) if samples]
+        updates: list[Update] = []
         token_ids = step.result()
         for part in step.logprobs:
             for sequence, position, logprobs in part.read(self._token_text):
@@ -212,19 +248,31 @@ class Engine:
                     sequence.add_logprobs(position, logprobs)
         for sequence, token_id in zip(sampling, token_ids, strict=True):
             if not sequence.is_finished:
+                num_before = len(sequence.token_ids)
                 self._stats.num_output_tokens += sequence.append_token(token_id)
-                self.requests[sequence.request_id][1].update()
-        return [self._end(sequence) for sequence in self.scheduler.update(batch)]
+                if sequence.request_id in self.followed:
+                    updates += self._follow(sequence, num_before)
+        for sequence in self.scheduler.update(batch):
+            request, index = self._end(sequence)
+            if not request.streams:
+                updates.append(request.update(index, sequence.output_token_ids))
+        return updates
+
+    def _follow(self, sequence: Sequence, num_before: int) -> list[Update]:
+        """Look for stop strings in the sequence's text with its newest tokens, and say what there is to show."""
+        request, index = self.owners[sequence.request_id]
+        request.texts[index].update()
+        return [request.update(index, sequence.token_ids[num_before:])] if request.streams else []
 
     def _token_text(self, token_id: int) -> str | None:
         return self.tokenizer.token_text(token_id) if self.tokenizer else None
 
-    def _take_grammars(self) -> list[RequestOutput]:
+    def _take_grammars(self) -> list[Update]:
         """Hand sequences whose grammar is ready to the scheduler, and end those whose grammar is no good.
 
         Waits, but not long, only if there is nothing else to do.
         """
-        if len(self.compiling) == len(self.requests) and not self.in_flight:
+        if len(self.compiling) == len(self.owners) and not self.in_flight:
             wait([grammar for _, grammar in self.compiling.values()], LONGEST_WAIT, FIRST_COMPLETED)
         ended = []
         for request_id, (sequence, grammar) in list(self.compiling.items()):
@@ -235,35 +283,21 @@ class Engine:
                 sequence.grammar = grammar.result()
             except RequestError as error:
                 sequence.finish("error", str(error))
-                ended.append(self._end(sequence))
+                request, index = self._end(sequence)
+                ended.append(request.update(index, []))
             else:
                 self.scheduler.add(sequence)
         return ended
 
-    def _end(self, sequence: Sequence) -> RequestOutput:
+    def _end(self, sequence: Sequence) -> tuple[Request, int]:
+        """Forget a sequence that ended; returns its request, and which of its sequences it was."""
         self.runner.release(sequence)
-        _, text = self.requests.pop(sequence.request_id)
-        completion = CompletionOutput(
-            index=0,
-            text=text.final(),
-            token_ids=sequence.output_token_ids,
-            cumulative_logprob=sequence.cumulative_logprob,
-            logprobs=None if sequence.params.logprobs is None else sequence.logprobs,
-            finish_reason=sequence.finish_reason,
-            stop_reason=sequence.stop_reason,
-        )
-        return RequestOutput(
-            request_id=sequence.request_id,
-            prompt=text.prompt,
-            prompt_token_ids=sequence.token_ids[: sequence.num_prompt_tokens],
-            prompt_logprobs=sequence.prompt_logprobs,
-            outputs=[completion],
-            finished=True,
-            num_cached_tokens=max(0, sequence.num_cached_tokens),
-            metrics=RequestMetrics(
-                sequence.arrival_time, sequence.first_token_time, sequence.finish_time, sequence.num_preemptions
-            ),
-        )
+        self.followed.discard(sequence.request_id)
+        request, index = self.owners.pop(sequence.request_id)
+        request.num_unfinished -= 1
+        if request.num_unfinished == 0:
+            del self.requests[request.request_id]
+        return request, index
 
     def _count(self, batch: Batch) -> None:
         num_decodes = batch.num_decodes
@@ -271,3 +305,10 @@ class Engine:
         self._stats.num_decode_tokens += num_decodes
         self._stats.num_prefill_tokens += batch.total_tokens - num_decodes
         self._stats.num_preemptions += len(batch.preempted)
+
+
+def _nth_seed(seed: int, index: int) -> int:
+    """The signed 64-bit seed of a request's completion: the first one's is the request's own."""
+    if index > 0:
+        seed = xxhash.xxh3_64_intdigest(f"{seed}/{index}".encode())
+    return (seed + 2**63) % 2**64 - 2**63

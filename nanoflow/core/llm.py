@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,14 +13,16 @@ from typing import Any, TypeAlias
 from tqdm import tqdm
 
 from nanoflow.core.build import build_engine
-from nanoflow.core.config import ROLES, Config, EngineConfig, PluginChoice, SamplingParams, field_names
+from nanoflow.core.config import Config, RequestOutputKind, SamplingParams
 from nanoflow.core.engine import Engine
-from nanoflow.core.errors import ConfigError, NanoflowError, RequestError, did_you_mean
-from nanoflow.core.registry import AUTO, Registry
+from nanoflow.core.errors import NanoflowError, RequestError
+from nanoflow.core.options import config_from_options
+from nanoflow.core.prompts import Message, Prompt, encode, encode_chats
+from nanoflow.core.registry import Registry
 from nanoflow.core.types import EngineStats, RequestOutput
 
-Prompt: TypeAlias = "str | list[int] | dict[str, Any]"
-Message: TypeAlias = "dict[str, str]"
+EncodedPrompt: TypeAlias = "tuple[str | None, list[int]]"
+Inbox: TypeAlias = deque[tuple[int, RequestOutput]]  # outputs, each with its prompt's place in the call
 
 
 class LLM:
@@ -56,6 +59,7 @@ class LLM:
 
     def _start(self, config: Config, registry: Registry) -> None:
         self._engine, self._description = build_engine(config, registry)
+        self._inboxes: dict[str, tuple[Inbox, int]] = {}  # by request id, of calls that are going on
         self._closed = False
 
     def generate(
@@ -77,16 +81,35 @@ class LLM:
         Raises:
             RequestError: a prompt that can't be served. All are checked first, so nothing was generated then.
         """
-        prompts = [prompts] if _is_single(prompts) else prompts
-        if not isinstance(prompts, list | tuple):
-            raise RequestError(f"prompts must be a text, token ids, or a list of these, got {type(prompts).__name__}.")
-        return self._run([self.encode(prompt, i) for i, prompt in enumerate(prompts)], sampling_params, use_tqdm)
+        return self._run(self._encoded(prompts), sampling_params, use_tqdm)
+
+    def stream(
+        self,
+        prompts: Prompt | list[Prompt],
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+    ) -> Iterator[RequestOutput]:
+        """Complete prompts, and yield outputs as they come: for each prompt several, the last of which is `finished`.
+
+        `SamplingParams.output_kind` says what they hold, by default all there is so far; `request_id` is the prompt's
+        place in the list. Text that may yet become a stop string comes once it has not. Several streams may be read in
+        turns. Closing the iterator, or letting go of it, aborts what is unfinished.
+
+        Args:
+            prompts: as in `generate`.
+            sampling_params: as in `generate`.
+
+        Raises:
+            RequestError: as in `generate`, at once.
+        """
+        encoded = self._encoded(prompts)
+        return self._stream(encoded, self._checked(encoded, sampling_params))
 
     def chat(
         self,
         messages: list[Message] | list[list[Message]],
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        **template: Any,
     ) -> list[RequestOutput]:
         """Answer a conversation, or each of a list of them, through the checkpoint's chat template.
 
@@ -94,16 +117,13 @@ class LLM:
             messages: `{"role": ..., "content": ...}` in the order in which they were said.
             sampling_params: as in `generate`.
             use_tqdm: show a progress bar.
+            template: `tools`, `chat_template`, `add_generation_prompt`, `continue_final_message` and
+                `chat_template_kwargs`, as `Tokenizer.render_chat` describes them.
 
         Raises:
-            RequestError: as in `generate`, or the checkpoint has no chat template.
+            RequestError: as in `generate`, or the checkpoint has no chat template, or it refuses the messages.
         """
-        tokenizer = self._tokenizer("chat() needs")
-        if not isinstance(messages, list | tuple) or not messages:
-            raise RequestError("messages must be a list of {'role': ..., 'content': ...}.")
-        conversations = [messages] if isinstance(messages[0], dict) else messages
-        rendered = [tokenizer.render_chat(conversation) for conversation in conversations]
-        return self._run([(text, tokenizer.encode_chat(text)) for text in rendered], sampling_params, use_tqdm)
+        return self._run(encode_chats(self.engine.tokenizer, messages, **template), sampling_params, use_tqdm)
 
     def encode(self, prompt: Prompt, index: int = 0) -> tuple[str | None, list[int]]:
         """A prompt's text, if it has one, and its token ids.
@@ -111,16 +131,7 @@ class LLM:
         Raises:
             RequestError: it is neither; the message calls it prompt `index`.
         """
-        text, token_ids = prompt, prompt
-        if isinstance(prompt, dict):
-            text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
-        if isinstance(text, str):
-            return text, self._tokenizer("a prompt in words needs").encode(text)
-        if not isinstance(token_ids, list | tuple) or not all(
-            isinstance(token_id, int) and not isinstance(token_id, bool) for token_id in token_ids
-        ):
-            raise RequestError(f"Prompt {index} must be a text or a list of token ids, got {prompt!r:.60}.")
-        return None, list(token_ids)
+        return encode(self.engine.tokenizer, prompt, index)
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What is used where no `sampling_params` are given: by the checkpoint's generation_config.json, unless the
@@ -159,38 +170,77 @@ class LLM:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _run(
-        self,
-        prompts: list[tuple[str | None, list[int]]],
-        sampling_params: SamplingParams | list[SamplingParams] | None,
-        use_tqdm: bool,
-    ) -> list[RequestOutput]:
+    def _encoded(self, prompts: Any) -> list[EncodedPrompt]:
+        prompts = [prompts] if _is_single(prompts) else prompts
+        if not isinstance(prompts, list | tuple):
+            raise RequestError(f"prompts must be a text, token ids, or a list of these, got {type(prompts).__name__}.")
+        return [self.encode(prompt, index) for index, prompt in enumerate(prompts)]
+
+    def _checked(
+        self, prompts: list[EncodedPrompt], sampling_params: SamplingParams | list[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        """Parameters for each prompt, once all prompts are known to be servable."""
         engine = self.engine
         params = _params_for(engine.default_params if sampling_params is None else sampling_params, len(prompts))
         for index, ((_, token_ids), param) in enumerate(zip(prompts, params, strict=True)):
             with _naming_prompt(index, len(prompts)):
                 engine.check_request(token_ids, param)
-        first = engine.num_requests
-        places = {str(first + index): index for index in range(len(prompts))}
+        return params
+
+    def _run(
+        self,
+        prompts: list[EncodedPrompt],
+        sampling_params: SamplingParams | list[SamplingParams] | None,
+        use_tqdm: bool,
+    ) -> list[RequestOutput]:
+        params = self._checked(prompts, sampling_params)
         outputs: dict[int, RequestOutput] = {}
-        try:
-            for (text, token_ids), param, request_id in zip(prompts, params, places, strict=True):
-                engine.add_request(request_id, token_ids, param, text)
-            with Progress(engine.stats, len(prompts), enabled=use_tqdm) as progress:
-                while engine.has_unfinished:
-                    for output in engine.step():
-                        outputs[places[output.request_id]] = output
-                    progress.show(len(outputs))
-        finally:
-            for request_id in places:
-                engine.abort(request_id)
+        kinds = [RequestOutputKind.FINAL_ONLY] * len(prompts)
+        progress = Progress(self.engine.stats, len(prompts), enabled=use_tqdm)
+        with self._submitted(prompts, params, kinds) as inbox, progress:
+            while len(outputs) < len(prompts):
+                self._step()
+                outputs.update(inbox)
+                inbox.clear()
+                progress.show(len(outputs))
         return [outputs[index] for index in range(len(prompts))]
 
-    def _tokenizer(self, wish: str) -> Any:
-        tokenizer = self.engine.tokenizer
-        if tokenizer is None:
-            raise RequestError(f"The checkpoint has no tokenizer, which {wish}; give the prompt as token ids.")
-        return tokenizer
+    def _stream(self, prompts: list[EncodedPrompt], params: list[SamplingParams]) -> Iterator[RequestOutput]:
+        num_finished = 0
+        with self._submitted(prompts, params, [param.output_kind for param in params]) as inbox:
+            while num_finished < len(prompts):
+                if not inbox:
+                    self._step()
+                while inbox:
+                    index, output = inbox.popleft()
+                    num_finished += output.finished
+                    output.request_id = str(index)
+                    yield output
+
+    @contextmanager
+    def _submitted(
+        self, prompts: list[EncodedPrompt], params: list[SamplingParams], kinds: list[RequestOutputKind]
+    ) -> Iterator[Inbox]:
+        """Queue requests; gives where `_step` puts their outputs. In the end, what is unfinished is aborted."""
+        engine = self.engine
+        first, inbox = engine.num_requests, Inbox()
+        request_ids = [str(first + index) for index in range(len(prompts))]
+        try:
+            for index, (request_id, (text, token_ids)) in enumerate(zip(request_ids, prompts, strict=True)):
+                engine.add_request(request_id, token_ids, params[index], text, kinds[index])
+                self._inboxes[request_id] = inbox, index
+            yield inbox
+        finally:
+            for request_id in request_ids:
+                engine.abort(request_id)
+                self._inboxes.pop(request_id, None)
+
+    def _step(self) -> None:
+        """One step of the engine, for all calls that are going on; each has its outputs put into its own inbox."""
+        for output in self.engine.step():
+            inbox, index = self._inboxes.get(output.request_id, (None, 0))
+            if inbox is not None:
+                inbox.append((index, output))
 
 
 class Progress:
@@ -223,36 +273,6 @@ class Progress:
 
     def __exit__(self, *exception: object) -> None:
         self.bar.close()
-
-
-def config_from_options(registry: Registry, checkpoint: str | None, options: dict[str, Any]) -> Config:
-    """Sort flat keywords into the engine's options and those of the chosen plugins.
-
-    Raises:
-        ConfigError: a keyword that neither the engine nor any chosen plugin knows.
-        PluginError: an unknown plugin name.
-    """
-    options = dict(options)
-    defaults = Config()
-    choices = {role: PluginChoice(options.pop(role, getattr(defaults, role).name)) for role in ROLES}
-    homes: dict[str, dict[str, Any]] = {name: {} for name in ("engine", *ROLES)}
-    known = dict.fromkeys(field_names(EngineConfig), "engine")
-    for role, choice in choices.items():
-        if choice.name != AUTO:
-            for name in field_names(registry.get(role, choice.name).component.config):
-                known.setdefault(name, role)
-    for name, value in options.items():
-        if name not in known:
-            everything = sorted([*known, *ROLES, "checkpoint"])
-            raise ConfigError(
-                f"LLM() has no option {name!r}; it has: {', '.join(everything)}.{did_you_mean(name, everything)}"
-            )
-        homes[known[name]][name] = value
-    return Config(
-        checkpoint=defaults.checkpoint if checkpoint is None else str(checkpoint),
-        engine=EngineConfig(**homes["engine"]),
-        **{role: replace(choice, options=homes[role]) for role, choice in choices.items()},
-    )
 
 
 def _is_single(prompts: Any) -> bool:

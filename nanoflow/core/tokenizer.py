@@ -76,16 +76,39 @@ class Tokenizer:
             result += ways[: 1 + (ways[0] != ways[1])]
         return result
 
-    def render_chat(self, messages: list[dict[str, str]]) -> str:
-        """The conversation as the checkpoint's chat template writes it, up to where the assistant speaks.
+    def decode_all(self, lists: list[list[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """Text of each list of token ids. Other threads may run meanwhile, where the tokenizer is a compiled one."""
+        if self.hf.is_fast:
+            return self.hf.backend_tokenizer.decode_batch(lists, skip_special_tokens=skip_special_tokens)
+        return [self.decode(token_ids, skip_special_tokens=skip_special_tokens) for token_ids in lists]
+
+    def render_chat(
+        self, messages: list[dict[str, Any]], *, tools: list[Any] | None = None, chat_template: str | None = None,
+        add_generation_prompt: bool = True, continue_final_message: bool = False,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> str:  # fmt: skip
+        """The conversation as the chat template writes it, which runs in Jinja's sandbox, as transformers does it.
+
+        Args:
+            messages: `{"role": ..., "content": ...}` in the order in which they were said.
+            tools: what the model may call: JSON schemas, or functions with type hints and docstrings.
+            chat_template: a Jinja template in place of the checkpoint's.
+            add_generation_prompt: end where the assistant begins to speak.
+            continue_final_message: end within the last message, which the model goes on with.
+            chat_template_kwargs: more variables of the template, such as `enable_thinking`.
 
         Raises:
-            RequestError: the checkpoint has no chat template, or its template refuses the messages.
+            RequestError: there is no chat template, or it refuses the messages.
         """
-        if not self.hf.chat_template:
+        if not (chat_template or self.hf.chat_template):
             raise RequestError("The checkpoint has no chat template; use generate() with a prompt instead of chat().")
+        if add_generation_prompt and continue_final_message:
+            raise RequestError("continue_final_message needs add_generation_prompt=False; one of the two is the end.")
         try:
-            return self.hf.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            return self.hf.apply_chat_template(
+                messages, tools=tools, chat_template=chat_template, add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message, tokenize=False, **(chat_template_kwargs or {}),
+            )  # fmt: skip
         except Exception as error:  # whatever the template, a program of the checkpoint's, raises
             raise RequestError(f"The chat template does not take these messages: {error}") from error
 
@@ -112,26 +135,31 @@ class IncrementalDetokenizer:
 
     def push(self, token_id: int) -> str:
         """Take one more id; returns the text that is settled by it, often its own, sometimes none."""
-        self.window.append(token_id)
-        text = self._decoded()
+        return self.settle(*map(self._decoded, self.extend([token_id])))
+
+    def extend(self, token_ids: list[int]) -> tuple[list[int], list[int]]:
+        """Take more ids; returns two lists of ids whose texts `settle` wants: the window, and its part to be kept."""
+        self.window += token_ids
+        return self.window, self.window[self.num_context :]
+
+    def settle(self, text: str, kept: str) -> str:
+        """The text that is settled by the ids taken, given the texts of what `extend` returned.
+
+        The two are apart so that many texts can be decoded in one call.
+        """
         settled = len(text)
         while settled > self.num_emitted and text[settled - 1] == REPLACEMENT:
             settled -= 1
         piece = text[self.num_emitted : settled]
         self.num_emitted += len(piece)
-        if settled == len(text) and piece:
-            self._slide()
+        if settled == len(text) and piece:  # all text is out: keep the newest ids as context for what follows
+            self.window = self.window[self.num_context :]
+            self.num_context, self.num_emitted = len(self.window), len(kept)
         return piece
 
     def flush(self) -> str:
         """The text that was held back; to be called once, after the last id."""
-        return self._decoded()[self.num_emitted :]
+        return self._decoded(self.window)[self.num_emitted :]
 
-    def _slide(self) -> None:
-        """All text is out: keep the newest ids as context for what follows."""
-        self.window = self.window[self.num_context :]
-        self.num_context = len(self.window)
-        self.num_emitted = len(self._decoded())
-
-    def _decoded(self) -> str:
-        return self.tokenizer.decode(self.window, skip_special_tokens=self.skip_special_tokens)
+    def _decoded(self, token_ids: list[int]) -> str:
+        return self.tokenizer.decode(token_ids, skip_special_tokens=self.skip_special_tokens)

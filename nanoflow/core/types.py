@@ -156,15 +156,6 @@ class Sequence:
         return self.token_ids[self.num_prompt_tokens :]
 
     @property
-    def cumulative_logprob(self) -> float | None:
-        """Sum of the log-probabilities of the known output tokens; None unless `logprobs` was asked for."""
-        if self.params.logprobs is None:
-            return None
-        return sum(
-            logprobs[token_id].logprob for token_id, logprobs in zip(self.output_token_ids, self.logprobs, strict=True)
-        )
-
-    @property
     def is_finished(self) -> bool:
         """Whether the request ended, for whatever reason."""
         return self.finish_reason is not None

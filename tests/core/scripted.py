@@ -62,11 +62,16 @@ def entry_point(plugin: Any, name: str = "theirs", package: str = "their-package
     return SimpleNamespace(name=name, dist=SimpleNamespace(name=package, version="1.2.3"), load=load)
 
 
-def scripted_llm(
+def scripted_llm(folder: Path, script: list[int], tokenizer: Any = None, **options: Any) -> LLM:
+    """An LLM whose answer to a prompt of one token is `script`, over and over; options as in `scripted_config`."""
+    return LLM.from_config(*scripted_config(folder, script, tokenizer, **options))
+
+
+def scripted_config(
     folder: Path, script: list[int], tokenizer: Any = None, *, vocab_size: int = 400, eos: int | None = None,
     fallback: int = 1, scheduler: dict[str, Any] | None = None, **engine: Any,
-) -> LLM:  # fmt: skip
-    """An LLM whose answer to a prompt of one token is `script`, over and over."""
+) -> tuple[Config, Registry]:  # fmt: skip
+    """The arguments of `LLM.from_config` for that."""
     folder.mkdir(exist_ok=True)
     config = {"architectures": ["Scripted"], "max_position_embeddings": 512, "vocab_size": vocab_size, "script": script,
               "fallback": fallback, "eos_token_id": eos}  # fmt: skip
@@ -75,7 +80,7 @@ def scripted_llm(
         tokenizer.save_pretrained(folder)
     registry = Registry.load(strict=True, extra=[entry_point(sys.modules[__name__])])
     options = EngineConfig(**{"load_format": "dummy", "num_kv_blocks": 256, "device": "cpu"} | engine)
-    return LLM.from_config(Config(str(folder), options, scheduler=PluginChoice("fcfs", scheduler or {})), registry)
+    return Config(str(folder), options, scheduler=PluginChoice("fcfs", scheduler or {})), registry
 
 
 def byte_level(merges: bool = True) -> Any:

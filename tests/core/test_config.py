@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from nanoflow import SamplingParams, StructuredOutputsParams
-from nanoflow.core.config import Config, EngineConfig, SchedulerConfig
+from nanoflow.core.config import Config, EngineConfig, RequestOutputKind, SchedulerConfig
 from nanoflow.core.errors import ConfigError
 from tests.core.sentences import raises_sentence
 
 NAN, INF = float("nan"), float("inf")
 
 SAMPLING_REFUSED: dict[str, list[Any]] = {
+    "n": [0, -1, 1.5, None, "1", True],
+    "output_kind": ["delta", "", None, 0, True, ["DELTA"]],
     "temperature": [-1, -1e-9, NAN, INF, "0", None, True, [1.0]],
     "top_p": [0, 0.0, -0.1, 1.5, NAN, "1", None, True],
     "top_k": [-2, 1.5, "5", None, True, NAN],
@@ -47,6 +49,8 @@ STRUCTURED_REFUSED: dict[str, list[Any]] = {
     "json_object": [0, 1, None, "true"],
 }
 SAMPLING_TAKEN: dict[str, list[Any]] = {
+    "n": [1, 100],
+    "output_kind": [*RequestOutputKind, "CUMULATIVE", "DELTA", "FINAL_ONLY"],
     "temperature": [0, 0.0, 1, 0.7, 100],
     "top_p": [1, 1.0, 0.5, 1e-3],
     "top_k": [-1, 0, 1, 10**9],

@@ -254,7 +254,7 @@ def bad_word_ids(
     outputs = {}
     for index, (prompt, param, bad) in enumerate(zip(reference.prompts, params, words, strict=False)):
         engine.add_request(str(index), prompt, param)
-        engine.requests[str(index)][0].bad_words = bad
+        engine.requests[str(index)].sequences[0].bad_words = bad
     while engine.has_unfinished:
         outputs |= {int(output.request_id): output["token_ids"] for output in engine.step()}
     return [outputs[index] for index in range(len(outputs))]

@@ -92,7 +92,7 @@ def test_captured_steps_give_the_same(
         for index, (prompt, param) in enumerate(zip(reference.prompts, params, strict=True)):
             engine.add_request(str(index), prompt, param)
             if len(kinds) > 2:  # these checkpoints have no tokenizer that could make ids of words
-                engine.requests[str(index)][0].bad_words = [words[index]] if index % 5 == 0 else []
+                engine.requests[str(index)].sequences[0].bad_words = [words[index]] if index % 5 == 0 else []
         while engine.has_unfinished:
             outputs |= {int(output.request_id): output for output in engine.step()}
         if captured:

@@ -27,7 +27,7 @@ def test_rows_are_reused(oracle: Oracle, overlap: bool, num_kv_blocks: int) -> N
     def watch(batch: Any) -> Any:
         rows, any_new = update_rows(batch)
         used.append(rows.tolist())
-        holding = {s.request_id: s.row for s, _ in engine_of(llm).requests.values() if s.row >= 0}
+        holding = {s.request_id: s.row for r in engine_of(llm).requests.values() for s in r.sequences if s.row >= 0}
         assert len(set(holding.values())) == len(holding)
         assert set(holding.values()).isdisjoint(runner.free_rows)
         assert len(holding) + len(runner.free_rows) == 3

@@ -47,7 +47,7 @@ def test_any_stop_string(merges: bool, data: st.DataObject) -> None:
     stops = data.draw(st.lists(st.text("ab é日🎭", min_size=1, max_size=4), min_size=1, max_size=3))
     ids = tokenizer(merges).encode(text)
     sequence = Sequence("0", [1], SamplingParams(stop=stops, max_tokens=None), max_tokens=len(ids) + 1)
-    output = OutputText(tokenizer(merges), sequence, None)
+    output = OutputText(tokenizer(merges), sequence)
     for token_id in ids:
         sequence.num_in_flight += 1
         sequence.append_token(token_id)

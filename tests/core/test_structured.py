@@ -340,9 +340,9 @@ def test_an_output_that_strays_ends_with_an_error(llm: LLM) -> None:
     """A matcher that gives up in the middle, as it does where a grammar gets too complex."""
     engine = engine_of(llm)
     engine.add_request("x", [5], sampling(regex="[ab]{9}"))
-    while not engine.requests["x"][0].output_token_ids:
+    while not engine.requests["x"].sequences[0].output_token_ids:
         assert engine.step() == []
-    grammar = engine.requests["x"][0].grammar
+    grammar = engine.requests["x"].sequences[0].grammar
     assert grammar is not None
     grammar.matcher.consume_token(EOS)
     outputs = []
