@@ -69,7 +69,7 @@ def test_variables_and_a_template_of_the_callers(llm: LLM) -> None:
     "template", ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ cycler.__init__.__globals__ }}"]
 )
 def test_templates_run_in_a_sandbox(llm: LLM, template: str) -> None:
-    with pytest.raises(RequestError, match="does not take these messages: .*unsafe"):
+    with pytest.raises(RequestError, match=r"does not take these messages: .*unsafe"):
         rendered(llm, chat_template=template)
 
 
