@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from nanoflow.cli import prompts
+from nanoflow.cli import batch, prompts, records
 from nanoflow.cli.settings import RunConfig
+from nanoflow.core.config import RequestOutputKind, SamplingParams
 from nanoflow.core.errors import ConfigError
 from nanoflow.core.registry import Registry
 from nanoflow.core.types import RequestOutput
@@ -88,23 +89,99 @@ class Report:
         }
 
 
-def run(config: RunConfig, registry: Registry, *, folder: Path, use_tqdm: bool) -> tuple[list[RequestOutput], Report]:
+@dataclass
+class Tally:
+    """What counts of the results, so that they need not be kept."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    ttfts: int = 0
+    ttft_sum: float = 0.0
+
+    def add(self, result: RequestOutput) -> None:
+        """Count a finished request."""
+        self.requests += 1
+        self.prompt_tokens += len(result.prompt_token_ids)
+        self.output_tokens += sum(len(completion.token_ids) for completion in result.outputs)
+        if result.metrics.ttft is not None:
+            self.ttfts += 1
+            self.ttft_sum += result.metrics.ttft
+
+
+class Viewer:
+    """Is told of what a job brings; this one lets it pass.
+
+    Attributes:
+        streams: whether it wants to see the output of a lone prompt while it grows.
+    """
+
+    streams = False
+
+    def start(self, total: int | None, num_done: int) -> None:
+        """There are `total` prompts, None if nobody knows, the first `num_done` of which are done already."""
+
+    def grows(self, output: RequestOutput) -> None:
+        """The output so far of the only prompt, which is not finished."""
+
+    def done(self, result: RequestOutput) -> None:
+        """The next prompt's output."""
+
+
+def run(config: RunConfig, registry: Registry, *, folder: Path, viewer: Viewer, use_tqdm: bool = False) -> Report:
     """Complete the prompts of `config`, and write `config.output`, if set, under `folder`.
+
+    With an output file, prompts are read and completions written one by one, and a file that holds the beginning
+    already is continued. Else all prompts are checked before the first is completed.
 
     Raises:
         NanoflowError: whatever a user can cause.
     """
-    texts, params = prompts.read(config)
-    output = output_file("output", config.output, folder)
+    path = output_file("output", config.output, folder)
+    if path is None:
+        texts, params = prompts.read(config)
+        viewer.start(len(texts), 0)
+        with _building(config, registry) as llm:
+            start, tally = time.perf_counter(), Tally()
+            if viewer.streams and len(texts) == 1 and params[0].n == 1:
+                results = [_watched(llm, texts, params, viewer)]
+            else:
+                results = llm.generate(texts, params, use_tqdm=use_tqdm)
+            seconds = time.perf_counter() - start
+            for result in results:
+                tally.add(result)
+                viewer.done(result)
+            return _report(llm, tally, seconds)
+
+    total = prompts.count(config)
+    file = records.RecordsFile(path)
+    waiting = file.skip_done(prompts.each(config))
+    viewer.start(total, file.num_done)
+    with _building(config, registry) as llm:
+        start, tally = time.perf_counter(), Tally()
+        results = batch.completions(llm, waiting, file.num_done)
+        first = next(results, None)  # before the file is touched: a run that fails at once leaves it as it was
+        with file.append() as lines:
+            for result in chain([first] if first else [], results):
+                lines.write(records.line(result))
+                tally.add(result)
+                viewer.done(result)
+        return _report(llm, tally, time.perf_counter() - start)
+
+
+def _building(config: RunConfig, registry: Registry) -> LLM:
     from nanoflow.core.llm import LLM  # takes seconds: what can be checked without it has been by now
 
-    with LLM.from_config(config.build, registry) as llm:
-        start = time.perf_counter()
-        results = llm.generate(texts, params, use_tqdm=use_tqdm)
-        report = _report(llm, results, time.perf_counter() - start)
-    if output:
-        _write(output, results)
-    return results, report
+    return LLM.from_config(config.build, registry)
+
+
+def _watched(llm: LLM, texts: list[Any], params: list[SamplingParams], viewer: Viewer) -> RequestOutput:
+    """The only prompt's output, shown while it grows."""
+    for output in llm.stream(texts, [replace(params[0], output_kind=RequestOutputKind.CUMULATIVE)]):
+        if output.finished:
+            return output
+        viewer.grows(output)
+    raise AssertionError("a stream ends with a finished output")
 
 
 def output_file(key: str, name: str | None, folder: Path) -> Path | None:
@@ -119,42 +196,16 @@ def output_file(key: str, name: str | None, folder: Path) -> Path | None:
     return path
 
 
-def _report(llm: LLM, results: list[RequestOutput], seconds: float) -> Report:
+def _report(llm: LLM, tally: Tally, seconds: float) -> Report:
     stats = llm.stats
-    first_tokens = [result.metrics.ttft for result in results if result.metrics.ttft is not None]
     return Report(
         made_of=llm.describe(),
         seconds=seconds,
-        requests=len(results),
-        prompt_tokens=sum(len(result.prompt_token_ids) for result in results),
-        output_tokens=sum(len(result["token_ids"]) for result in results),
-        ttft=sum(first_tokens) / max(len(first_tokens), 1),
+        requests=tally.requests,
+        prompt_tokens=tally.prompt_tokens,
+        output_tokens=tally.output_tokens,
+        ttft=tally.ttft_sum / max(tally.ttfts, 1),
         preemptions=stats.num_preemptions,
         queried_tokens=stats.num_queried_tokens,
         hit_tokens=stats.num_hit_tokens,
     )
-
-
-def _write(path: Path, results: list[RequestOutput]) -> None:
-    try:
-        with path.open("w", encoding="utf-8") as file:
-            for result in results:
-                file.write(json.dumps(_record(result), ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise ConfigError(f"output {path} can't be written: {error.strerror}.") from error
-
-
-def _record(result: RequestOutput) -> dict[str, Any]:
-    completion = result.outputs[0]
-    return {
-        "prompt": result.prompt,
-        "prompt_token_ids": result.prompt_token_ids,
-        "text": completion.text,
-        "token_ids": completion.token_ids,
-        "finish_reason": completion.finish_reason,
-        "stop_reason": completion.stop_reason,
-        "num_prompt_tokens": len(result.prompt_token_ids),
-        "num_output_tokens": len(completion.token_ids),
-        "num_cached_tokens": result.num_cached_tokens,
-        "ttft": result.metrics.ttft,
-    }

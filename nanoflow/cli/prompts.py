@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeAlias
 
 from nanoflow.cli.settings import RunConfig, checked
 from nanoflow.core.config import SamplingParams
 from nanoflow.core.errors import ConfigError
 
 PROMPT_KEYS = ("prompt", "prompt_token_ids")
+STDIN = "-"
+
+PromptAndParams: TypeAlias = "tuple[dict[str, Any], SamplingParams]"
 
 
 def read(config: RunConfig) -> tuple[list[dict[str, Any]], list[SamplingParams]]:
@@ -21,11 +25,8 @@ def read(config: RunConfig) -> tuple[list[dict[str, Any]], list[SamplingParams]]
     Raises:
         ConfigError: there are none, or the file can't be read.
     """
-    if config.prompts_file is not None:
-        return read_file(config.prompts_file, config.sampling)
-    if not config.prompts:
-        raise ConfigError("prompts is empty; give some, such as 'prompts=[\"HAMLET:\"]', or a prompts_file.")
-    return [{"prompt": text} for text in config.prompts], [config.sampling] * len(config.prompts)
+    pairs = list(each(config))
+    return [prompt for prompt, _ in pairs], [params for _, params in pairs]
 
 
 def read_file(name: str, sampling: SamplingParams) -> tuple[list[dict[str, Any]], list[SamplingParams]]:
@@ -34,34 +35,76 @@ def read_file(name: str, sampling: SamplingParams) -> tuple[list[dict[str, Any]]
     Raises:
         ConfigError: there are none, or the file can't be read.
     """
-    path = Path(name).expanduser()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"prompts_file {path} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
-    except OSError as error:
-        raise ConfigError(f"prompts_file {path} can't be read: {error.strerror}.") from error
-    parse = _json_lines if path.suffix == ".jsonl" else _plain_lines
-    pairs = list(parse(lines, sampling, path))
-    if not pairs:
-        raise ConfigError(f"prompts_file {path} holds no prompt; write one a line.")
+    pairs = list(each_in_file(name, sampling))
     return [prompt for prompt, _ in pairs], [params for _, params in pairs]
 
 
-def _plain_lines(lines: list[str], sampling: SamplingParams, path: Path) -> Iterator[tuple[dict, SamplingParams]]:
-    return (({"prompt": line}, sampling) for line in lines if line.strip())
+def count(config: RunConfig) -> int | None:
+    """How many prompts there are, all of them readable; None if they come from a stream, which can be read once only.
+
+    Raises:
+        ConfigError: as `read` does.
+    """
+    if config.prompts_file is not None and not Path(config.prompts_file).expanduser().is_file():
+        return None
+    return sum(1 for _ in each(config))
 
 
-def _json_lines(lines: list[str], sampling: SamplingParams, path: Path) -> Iterator[tuple[dict, SamplingParams]]:
-    for number, line in enumerate(lines, start=1):
+def each(config: RunConfig) -> Iterator[PromptAndParams]:
+    """`read`, one by one: a file is read as far as it is asked for."""
+    if config.prompts_file is not None:
+        yield from each_in_file(config.prompts_file, config.sampling)
+    elif not config.prompts:
+        raise ConfigError("prompts is empty; give some, such as 'prompts=[\"HAMLET:\"]', or a prompts_file.")
+    for text in config.prompts if config.prompts_file is None else ():
+        yield {"prompt": text}, config.sampling
+
+
+def each_in_file(name: str, sampling: SamplingParams) -> Iterator[PromptAndParams]:
+    """`read_file`, one by one; `-` is standard input."""
+    path = Path(name).expanduser()
+    parse = _json_prompt if path.suffix == ".jsonl" else _plain_prompt
+    empty = True
+    for number, line in enumerate(_lines(name, path), start=1):
         if line.strip():
+            empty = False
             try:
-                yield _json_prompt(line, sampling)
+                yield parse(line, sampling)
             except ConfigError as error:
                 raise ConfigError(f"{path}, line {number}: {error}") from error
+    if empty:
+        where = "Standard input" if name == STDIN else f"prompts_file {path}"
+        raise ConfigError(f"{where} holds no prompt; write one a line.")
 
 
-def _json_prompt(line: str, sampling: SamplingParams) -> tuple[dict, SamplingParams]:
+def _lines(name: str, path: Path) -> Iterator[str]:
+    """Lines without their ends; a carriage return belongs to the end."""
+    try:
+        if name == STDIN:
+            yield from _decoded(sys.stdin.buffer, path)
+        else:
+            with path.open("rb") as file:
+                yield from _decoded(file, path)
+    except OSError as error:
+        raise ConfigError(f"prompts_file {path} can't be read: {error.strerror}.") from error
+
+
+def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
+    start = 0
+    for line in file:
+        try:
+            yield line.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            place = start + error.start
+            raise ConfigError(f"prompts_file {path} is not UTF-8 text: {error.reason} at byte {place}.") from error
+        start += len(line)
+
+
+def _plain_prompt(line: str, sampling: SamplingParams) -> PromptAndParams:
+    return {"prompt": line}, sampling
+
+
+def _json_prompt(line: str, sampling: SamplingParams) -> PromptAndParams:
     try:
         values = json.loads(line)
     except json.JSONDecodeError as error:
@@ -69,4 +112,5 @@ def _json_prompt(line: str, sampling: SamplingParams) -> tuple[dict, SamplingPar
     if not isinstance(values, dict) or sum(key in values for key in PROMPT_KEYS) != 1:
         raise ConfigError('this must be an object with either "prompt" or "prompt_token_ids".')
     key = next(key for key in PROMPT_KEYS if key in values)
-    return {key: values.pop(key)}, checked(SamplingParams, {**asdict(sampling), **values}, "sampling.")
+    prompt = {key: values.pop(key)}
+    return prompt, checked(SamplingParams, {**asdict(sampling), **values}, "sampling.") if values else sampling

@@ -16,6 +16,7 @@ Usage: nanoflow run [flags] [GROUP=OPTION ...] [KEY=VALUE ...]
 Completes prompts with an engine put together from the options below.
 
   nanoflow run 'prompts=["ROMEO:", "Once more unto"]' sampling.max_tokens=32
+  nanoflow run prompts_file=in.jsonl output=out.jsonl   as many as you like; run it again to go on where it stopped
   nanoflow run -m scheduler.max_num_seqs=4,16         a job for each value, and a table of them all
 """
 
@@ -26,10 +27,9 @@ def main(argv: list[str]) -> int:
 
 
 def _complete(config: RunConfig, registry: Registry) -> None:
-    results, report = job.run(config, registry, folder=Path(), use_tqdm=sys.stderr.isatty())
-    show.completions(results)
-    show.summary(report)
+    viewer = show.Completions(in_a_file=bool(config.output and config.prompts_file))
+    show.summary(job.run(config, registry, folder=Path(), viewer=viewer, use_tqdm=sys.stderr.isatty()))
 
 
 def _job(config: RunConfig, registry: Registry, folder: Path) -> job.Report:
-    return job.run(config, registry, folder=folder, use_tqdm=False)[1]
+    return job.run(config, registry, folder=folder, viewer=job.Viewer())

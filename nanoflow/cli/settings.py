@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from enum import Enum
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -73,8 +74,12 @@ class RunConfig(Settings):
 
     checkpoint: str = option(BUNDLED_CHECKPOINT, "a folder or a Hub id; bard is the one that nanoflow ships")
     prompts: list[str] = option([], "texts to complete")
-    prompts_file: str | None = option(None, "prompts from a file: a line each, or .jsonl objects; replaces prompts")
-    output: str | None = option(None, "JSON lines file for the completions; a sweep puts it into each job's folder")
+    prompts_file: str | None = option(
+        None, "prompts from a file: a line each, or .jsonl objects; - is standard input; replaces prompts"
+    )
+    output: str | None = option(
+        None, "JSON lines file for the completions, continued if it is there; a sweep puts it into each job's folder"
+    )
     sampling: SamplingParams = field(default_factory=SamplingParams)
     engine: EngineConfig = field(default_factory=EngineConfig)
     model: PluginChoice = DEFAULTS.model
@@ -178,6 +183,8 @@ def _describe(hint: Any) -> str:
     names = {int: "an integer", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(_describe(item) for item in get_args(hint))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "one of " + ", ".join(hint.__members__)
     if get_origin(hint) is list:
         return f"a list of {_describe(get_args(hint)[0]).split()[-1]}s"
     if is_dataclass(hint):

@@ -11,7 +11,7 @@ from nanoflow.core.config import ROLES
 
 if TYPE_CHECKING:
     from nanoflow.cli.job import Report
-    from nanoflow.core.types import RequestOutput
+    from nanoflow.core.types import CompletionOutput, RequestOutput
 
 BOLD, DIM, YELLOW = "1", "2", "33"
 
@@ -29,15 +29,58 @@ def warn(message: str) -> None:
     print(f"{styled('nanoflow: warning:', YELLOW, sys.stderr)} {message}", file=sys.stderr)
 
 
-def completions(results: Iterable[RequestOutput]) -> None:
-    """Print each prompt, in bold, with its completion running on from it."""
-    results = list(results)
-    for number, result in enumerate(results, start=1):
-        completion = result.outputs[0]
-        counts = f"{len(result.prompt_token_ids)} + {len(completion.token_ids)} tokens, {completion.finish_reason}"
-        prompt = result.prompt if result.prompt is not None else f"<{len(result.prompt_token_ids)} token ids>"
-        print(styled(f"--- {number}/{len(results)}: {counts} ---", DIM))
-        print(f"{styled(prompt, BOLD)}{completion.text}\n")
+class Completions:
+    """Prints prompts, in bold, with their completions running on from them.
+
+    Args:
+        in_a_file: they are written to a file that was meant for them, so that only the progress is shown.
+    """
+
+    def __init__(self, in_a_file: bool = False) -> None:
+        self.streams = sys.stdout.isatty()
+        self.in_a_file = in_a_file
+        self.total: int | None = None
+        self.number = 0
+        self.num_shown = 0  # characters of a text that grows
+
+    def start(self, total: int | None, num_done: int) -> None:
+        """See `job.Viewer`, also for the others."""
+        self.total, self.number = total, num_done
+        if num_done:
+            print(f"{num_done} prompts are done already; going on after them.", file=sys.stderr)
+
+    def grows(self, output: RequestOutput) -> None:
+        if self.num_shown == 0:
+            print(styled(_prompt(output), BOLD), end="")
+        text = output.outputs[0].text
+        print(text[self.num_shown :], end="", flush=True)
+        self.num_shown = max(self.num_shown, len(text))
+
+    def done(self, result: RequestOutput) -> None:
+        self.number += 1
+        if self.in_a_file:
+            if sys.stderr.isatty():
+                print(f"\r{self._place()}", end="\n" if self.number == self.total else "", file=sys.stderr, flush=True)
+            return
+        if self.num_shown:
+            self.grows(result)
+            print(styled(f"\n--- {_counts(result, result.outputs[0])} ---", DIM) + "\n")
+            return
+        for completion in result.outputs:
+            which = f" ({completion.index + 1}/{len(result.outputs)})" if len(result.outputs) > 1 else ""
+            print(styled(f"--- {self._place()}{which}: {_counts(result, completion)} ---", DIM))
+            print(f"{styled(_prompt(result), BOLD)}{completion.text}\n")
+
+    def _place(self) -> str:
+        return f"{self.number}/{self.total}" if self.total is not None else str(self.number)
+
+
+def _prompt(result: RequestOutput) -> str:
+    return result.prompt if result.prompt is not None else f"<{len(result.prompt_token_ids)} token ids>"
+
+
+def _counts(result: RequestOutput, completion: CompletionOutput) -> str:
+    return f"{len(result.prompt_token_ids)} + {len(completion.token_ids)} tokens, {completion.finish_reason}"
 
 
 def engine(made_of: dict[str, str]) -> None:

@@ -62,7 +62,8 @@ def test_prompts_from_json_lines_with_sampling_of_their_own(cli: Cli) -> None:
     assert records[1]["prompt"] is None
     assert records[1]["token_ids"] == [5, 5, 5]
     assert records[1]["prompt_token_ids"] == [5, 6, 7]
-    assert "<3 token ids>" in outcome.out
+    assert "To be" not in outcome.out  # it stands in the file
+    assert "<3 token ids>" in cli("run", "prompts_file=in.jsonl", *SHORT).out
 
 
 @pytest.mark.parametrize(
