@@ -15,6 +15,7 @@ from nanoflow.core.errors import NanoflowError, did_you_mean
 
 COMMANDS = {
     "run": "generate text; -m sweeps over settings",
+    "chat": "talk with a model in the terminal",
     "bench": "measure throughput and latency against what the hardware allows",
     "plugins": "list the installed plugins",
 }

@@ -22,6 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from nanoflow.cli.bench.settings import LatencyConfig, ThroughputConfig
+from nanoflow.cli.chat_settings import ChatConfig
 from nanoflow.cli.settings import RunConfig, Settings, sections
 from nanoflow.core.config import ROLES
 from nanoflow.core.errors import ConfigError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # Primary configs by name: the file with what differs from the defaults, and the dataclass with the defaults.
 PRIMARIES: dict[str, tuple[str, type[Settings]]] = {
     "config": ("config", RunConfig),
+    "chat": ("chat", ChatConfig),
     "throughput": ("bench", ThroughputConfig),
     "latency": ("bench", LatencyConfig),
 }
