@@ -137,6 +137,7 @@ def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(terminal: Terminal) -> None:
     terminal.until(PROMPT)
     terminal.type("a line that is dropped")
     terminal.until("dropped")
+    time.sleep(0.3)  # a person is no faster, and the line editor misses a signal between two of its waits
     terminal.type("\x03")
     terminal.until(PROMPT)
     terminal.type("/params max_tokens=3\n")
