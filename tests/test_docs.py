@@ -41,6 +41,12 @@ def test_sampling_reference(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"| `{field.name}` | {shown} |" in text or f"`{field.name}` ({shown})" in text, field.name
 
 
+def test_serving(capsys: pytest.CaptureFixture[str]) -> None:
+    for example in python_blocks("docs/serving.md"):
+        exec(example, {})
+    assert "\n2 " in capsys.readouterr().out
+
+
 def test_plugin_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (source,) = python_blocks("docs/plugins.md")
     (tmp_path / "hasty.py").write_text(source)

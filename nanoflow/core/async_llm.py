@@ -134,7 +134,7 @@ class AsyncLLM:
         request_id: str | None,
     ) -> AsyncGenerator[RequestOutput, None]:  # fmt: skip
         self._usable()  # this is run when the first output is asked for
-        params = params or SamplingParams()
+        params = params or engine.default_params
         engine.check_request(token_ids, params)
         del engine
         name = str(next(self._numbers))
