@@ -37,15 +37,13 @@ class Grammar:
         num_words: 32-bit words in a mask of the model's vocabulary.
         unwanted: ids to leave out wherever there are others: end-of-sequence, if it is to be ignored.
         unwanted_early: ids to leave out as well before `min_tokens`: those that would end the request.
-        special: ids of special tokens, which are never part of an output.
     """
 
     def __init__(
         self, matcher: Any, num_words: int, unwanted: frozenset[int] = frozenset(),
-        unwanted_early: frozenset[int] = frozenset(), special: frozenset[int] = frozenset(),
+        unwanted_early: frozenset[int] = frozenset(),
     ) -> None:  # fmt: skip
         self.matcher = matcher
-        self.special = special
         self.num_words = num_words
         self.unwanted = unwanted
         self.unwanted_early = unwanted | unwanted_early
@@ -62,9 +60,7 @@ class Grammar:
 
     def forced(self) -> list[int]:
         """Ids that the output goes on with in any case, as the tokenizer would write them; often none."""
-        token_ids = self.matcher.compute_ff_tokens()
-        # Text that spells a special token is written as that token.
-        return token_ids if self.special.isdisjoint(token_ids) else []
+        return self.matcher.compute_ff_tokens()
 
     @property
     def error(self) -> str:
@@ -144,7 +140,6 @@ class GrammarCompiler:
             self.num_words,
             unwanted=self.eos_token_ids if params.ignore_eos else frozenset(),
             unwanted_early=self.eos_token_ids.union(params.stop_token_ids or ()),
-            special=frozenset(self.tokenizer.hf.all_special_ids) if self.tokenizer else frozenset(),
         )
 
     def _matcher(self, grammar: str) -> Any:
