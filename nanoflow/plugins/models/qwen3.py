@@ -7,7 +7,17 @@ from torch import nn
 
 from nanoflow.core.errors import CheckpointError
 from nanoflow.core.interfaces import AttentionBackend, ModelArch, ModelContext
-from nanoflow.core.layers import Embedding, GatedLinear, Linear, RMSNorm, RotaryEmbedding, Rotation, attend
+from nanoflow.core.layers import (
+    Embedding,
+    GatedLinear,
+    QKVLinear,
+    RMSNorm,
+    RotaryEmbedding,
+    Rotation,
+    RowParallelLinear,
+    attend,
+)
+from nanoflow.core.parallel import Shard
 
 
 class Qwen3Attention(nn.Module):
@@ -17,14 +27,12 @@ class Qwen3Attention(nn.Module):
         super().__init__()
         config = context.hf_config
         self.layer = layer
-        self.head_dim = head_dim(context)
-        self.sizes = [config["num_attention_heads"] * self.head_dim] + [num_kv_heads(context) * self.head_dim] * 2
+        hidden, size, num_heads = config["hidden_size"], head_dim(context), config["num_attention_heads"]
         bias = config.get("attention_bias", False)
-        names = ("q_proj", "k_proj", "v_proj")
-        self.qkv_proj = Linear(context, config["hidden_size"], dict(zip(names, self.sizes, strict=True)), bias)
-        self.o_proj = Linear(context, self.sizes[0], {"o_proj": config["hidden_size"]}, bias)
-        self.q_norm = RMSNorm(context, self.head_dim, config["rms_norm_eps"])
-        self.k_norm = RMSNorm(context, self.head_dim, config["rms_norm_eps"])
+        self.qkv_proj = QKVLinear(context, hidden, num_heads, num_kv_heads(context), size, bias)
+        self.o_proj = RowParallelLinear(context, num_heads * size, {"o_proj": hidden}, bias)
+        self.q_norm = RMSNorm(context, size, config["rms_norm_eps"])
+        self.k_norm = RMSNorm(context, size, config["rms_norm_eps"])
 
     def forward(
         self, norm: RMSNorm, x: torch.Tensor | None, residual: torch.Tensor, rotation: Rotation,
@@ -34,7 +42,7 @@ class Qwen3Attention(nn.Module):
         out = attend(qkv, self.q_norm, self.k_norm, rotation, attention, self.layer)
         return self.o_proj.summands(out.flatten(-2)), residual
 
-    def weights(self, prefix: str) -> dict[str, torch.Tensor]:
+    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         return (
             self.qkv_proj.weights(prefix)
             | self.o_proj.weights(prefix)
@@ -50,13 +58,13 @@ class Qwen3MLP(nn.Module):
         super().__init__()
         hidden, inner = context.hf_config["hidden_size"], context.hf_config["intermediate_size"]
         self.gate_up_proj = GatedLinear(context, hidden, {"gate_proj": inner, "up_proj": inner})
-        self.down_proj = Linear(context, inner, {"down_proj": hidden})
+        self.down_proj = RowParallelLinear(context, inner, {"down_proj": hidden})
 
     def forward(self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gated, residual = self.gate_up_proj.normed(norm, x, residual)
         return self.down_proj.summands(gated), residual
 
-    def weights(self, prefix: str) -> dict[str, torch.Tensor]:
+    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         return self.gate_up_proj.weights(prefix) | self.down_proj.weights(prefix)
 
 
@@ -80,7 +88,7 @@ class Qwen3Layer(nn.Module):
         x, residual = self.self_attn(self.input_layernorm, x, residual, rotation, attention)
         return self.mlp(self.post_attention_layernorm, x, residual)
 
-    def weights(self, prefix: str) -> dict[str, torch.Tensor]:
+    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         return (
             self.self_attn.weights(prefix + "self_attn.")
             | self.mlp.weights(prefix + "mlp.")
@@ -131,8 +139,10 @@ class Qwen3(nn.Module, ModelArch):
     def compute_logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
         return self.lm_head.logits(hidden_SD)
 
-    def weights(self) -> dict[str, torch.Tensor | None]:
-        found: dict[str, torch.Tensor | None] = {"lm_head.weight": None if self.tied else self.lm_head.weight}
+    def weights(self) -> dict[str, torch.Tensor | Shard | None]:
+        found: dict[str, torch.Tensor | Shard | None] = {"lm_head.weight": None}
+        if not self.tied:
+            found |= self.lm_head.weights("lm_head.weight")
         found |= self.embed_tokens.weights("model.embed_tokens.weight") | self.norm.weights("model.norm.")
         for index, layer in enumerate(self.layers):
             found |= layer.weights(f"model.layers.{index}.")
