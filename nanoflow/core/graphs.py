@@ -151,7 +151,7 @@ class StepGraphs:
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             self._step(step, inputs)  # compiles kernels and sizes workspaces, which a capture can't
-            graph.capture_begin(self.pool)
+            graph.capture_begin(self.pool, capture_error_mode="thread_local")  # NCCL has a thread that looks on
             logits_SV, tokens_S = self._step(step, inputs)
             graph.capture_end()
         torch.cuda.current_stream().wait_stream(self.stream)
