@@ -80,7 +80,6 @@ class ProcessGroup(Group):
         _wait(self.backend.broadcast([x], self.broadcast_options))
 
     def close(self) -> None:
-        """Leave the group, at once and whatever is still under way."""
         self.backend.abort()
 
 

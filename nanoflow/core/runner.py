@@ -306,8 +306,10 @@ class ModelRunner:
         return PendingStep(*on_host, done, self.team if self.team.parallel.size > 1 else None)
 
     def close(self) -> None:
-        """End the other ranks. Nothing can be submitted any more; may be called again."""
-        self.team.close()
+        """End the other ranks, if there are any. Nothing can be submitted then; may be called again."""
+        if self.team.parallel.size > 1:
+            self.graphs = None  # NCCL doesn't let go of ranks that a graph refers to
+            self.team.close()
 
 
 def _scored(spans: list[Span], batch: Batch, step: StepBuffer) -> np.ndarray:
