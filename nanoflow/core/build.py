@@ -89,8 +89,8 @@ def follow(config: Config, registry: Registry, team: Follower) -> None:
     except EOFError:
         return
     except BaseException as error:
-        team.report(error)
-        raise
+        if team.report(error):
+            raise
 
 
 def make_plan(config: Config, registry: Registry, team: Team) -> Plan:
