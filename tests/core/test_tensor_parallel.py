@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -116,6 +117,14 @@ def test_a_killed_rank_ends_the_engine(oracle: Oracle) -> None:
     with pytest.raises(NanoflowError, match="SIGKILL"):
         llm.generate([[1, 2, 3]], greedy(), use_tqdm=False)
     llm.close()
+
+
+def test_an_engine_that_nobody_has_any_more_ends_its_ranks(oracle: Oracle) -> None:
+    llm = start(oracle)
+    ended = pids(llm)
+    del llm
+    gc.collect()
+    await_end(ended)
 
 
 def test_a_rank_that_raises_ends_the_engine(oracle: Oracle) -> None:
