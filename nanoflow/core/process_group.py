@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -101,14 +102,20 @@ class OneShotGroup(ProcessGroup):
         self, backend: Any, rank: int, size: int, store: dist.Store, device: torch.device, most_bytes: int
     ) -> None:  # fmt: skip
         super().__init__(backend, size)
-        from torch._C._distributed_c10d import _SymmetricMemory
+        from torch._C import _distributed_c10d as c10d
         from torch.distributed import _symmetric_memory as symmetric
 
         self.most_bytes = most_bytes
         self.name = store.get("name").decode() if rank else f"nanoflow-{os.getpid()}-{id(self)}"
         if rank == 0:
             store.set("name", self.name)
-        _SymmetricMemory.set_group_info(self.name, rank, size, dist.PrefixStore("memory", store))
+        # The operators know groups by their names, in PyTorch's registry.
+        group = dist.ProcessGroup(dist.PrefixStore("group", store), rank, size)
+        group._register_backend(device, dist.ProcessGroup.BackendType.NCCL, backend)
+        group._set_group_name(self.name)
+        c10d._register_process_group(self.name, group)
+        self.unregister = partial(c10d._unregister_process_group, self.name)
+        c10d._SymmetricMemory.set_group_info(self.name, rank, size, dist.PrefixStore("memory", store))
         self.memory = symmetric.empty(most_bytes, dtype=torch.uint8, device=device)
         self.handle = symmetric.rendezvous(self.memory, self.name)
 
@@ -118,6 +125,10 @@ class OneShotGroup(ProcessGroup):
             return super().all_reduce(x)
         shared = self.memory[:num_bytes].view(x.dtype).view(x.shape)
         return torch.ops.symm_mem.one_shot_all_reduce_copy(shared, x, "sum", self.name)
+
+    def close(self) -> None:
+        self.unregister()
+        super().close()
 
 
 def _wait(work: Any) -> None:
