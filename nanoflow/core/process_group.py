@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions, BroadcastOptions
 
+from nanoflow.core.errors import ConfigError
 from nanoflow.core.parallel import Group
 
 LONGEST = timedelta(minutes=10)  # that ranks may be apart, when one of them compiles kernels
@@ -31,6 +32,9 @@ def make_group(
         device: of the tensors.
         one_shot_bytes: as in `OneShotGroup`; 0 for none.
         is_local: whether all ranks are on this host.
+
+    Raises:
+        ConfigError: there is no symmetric memory here.
     """
     if device.type == "cpu":
         options = dist.ProcessGroupGloo._Options()
@@ -48,7 +52,11 @@ def make_group(
     nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
     if not one_shot_bytes:
         return ProcessGroup(nccl, size)
-    return OneShotGroup(nccl, rank, size, dist.PrefixStore("one_shot", store), device, one_shot_bytes)
+    try:
+        return OneShotGroup(nccl, rank, size, dist.PrefixStore("one_shot", store), device, one_shot_bytes)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"engine.one_shot_kib can't be used with these GPUs ({reason}); set it to 0.") from error
 
 
 class ProcessGroup(Group):
