@@ -5,15 +5,17 @@
     class TestSJF(SchedulerSuite):
         component = "sjf"
 
-`component` is the registered name of an installed plugin, or the `Component` itself; `options` are values for its config
-dataclass. Models also give `hf_configs`: tiny configs by name, each with the `model_type` by which transformers knows it.
+`component` is the registered name of an installed plugin, or the `Component` itself; `options` are values for its
+config dataclass. Block managers without a prefix cache set `shares_prefixes = False`. Models give `hf_configs`: tiny
+configs by name, each with the `model_type` by which transformers finds its own model.
 
     class TestGPT2(ModelArchSuite):
         component = "gpt2"
-        hf_configs = {"tiny": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 128}}
+        hf_configs = {"tiny": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96}}
 
-All tests of a suite are methods `test_*`, so one that a plugin can't pass on purpose is overridden, which shows. What else
-a subclass may set is in each suite's docstring. The kit needs pytest and hypothesis: `pip install nanoflow[testing]`.
+A check that a plugin fails on purpose is a method `test_*` to override, so that it shows. What else a subclass may set
+is in each suite's docstring, and `docs/testing.md` says more. It needs pytest and hypothesis:
+`pip install nanoflow[testing]`.
 """
 
 from __future__ import annotations
