@@ -1,4 +1,4 @@
-"""Small random Qwen3 checkpoints, and what transformers generates with them."""
+"""Small random checkpoints, and what transformers generates with them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 64}  # fmt: skip
 LINEAR = {"rope_type": "linear", "factor": 2.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
 
-# name -> arguments of `make_qwen3`. "plain" is the one that the engine's variations are tried on.
+# name -> arguments of `make_checkpoint`, of Qwen3. "plain" is the one that the engine's variations are tried on.
 SPECS: dict[str, dict[str, Any]] = {
     "plain": {},
     "tied": {"tie_word_embeddings": True},
@@ -39,6 +40,20 @@ SPECS: dict[str, dict[str, Any]] = {
     "old_theta": {"old_rope": {"rope_theta": 500.0, "rope_scaling": None}},
     "old_linear": {"old_rope": {"rope_theta": 1000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}},
     "old_yarn": {"old_rope": {"rope_theta": 1000.0, "rope_scaling": YARN}},
+}
+# The same of other models. All of one model differ from each other.
+OTHERS: dict[str, dict[str, Any]] = {
+    "qwen2": {"model": "Qwen2"},
+    "qwen2_tied": {"model": "Qwen2", "tie_word_embeddings": True, "num_key_value_heads": 4},
+    "qwen2_yarn": {"model": "Qwen2", "num_key_value_heads": 1, "rope_parameters": YARN | {"rope_theta": 1000.0}},
+    "qwen2_sharded": {"model": "Qwen2", "max_shard_size": "20KB", "hidden_size": 40, "rms_norm_eps": 1e-5},
+    "llama": {"model": "Llama"},
+    "llama_3": {"model": "Llama", "tie_word_embeddings": True, "rope_parameters": LLAMA3 | {"rope_theta": 1000.0}},
+    "llama_biased": {"model": "Llama", "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1},
+    "llama_wide_heads": {"model": "Llama", "head_dim": 32, "num_key_value_heads": None},
+    "llama_linear": {"model": "Llama", "rope_parameters": LINEAR | {"rope_theta": 1000.0}},
+    "llama_dynamic": {"model": "Llama", "rope_parameters": DYNAMIC | {"rope_theta": 500.0}},
+    "llama_old": {"model": "Llama", "seed": 1, "old_rope": {"rope_theta": 500.0, "rope_scaling": None}},
 }
 
 
@@ -59,41 +74,44 @@ class Oracle:
         self.references: dict[str, Reference] = {}
 
     def __call__(self, name: str) -> Reference:
-        """The reference of one of `SPECS`, or of the bundled checkpoint, `bard`."""
+        """The reference of one of `SPECS` or `OTHERS`, or of the bundled checkpoint, `bard`."""
         if name not in self.references:
             if name == "bard":
                 import nanoflow
 
                 folder = Path(nanoflow.__file__).parent / "assets" / "bard"
             else:
-                folder = make_qwen3(self.folder / name, **SPECS[name])
+                folder = make_checkpoint(self.folder / name, **(SPECS | OTHERS)[name])
             self.references[name] = make_reference(folder, prompt_plan(full=name == "plain"))
         return self.references[name]
 
 
-def make_qwen3(
-    folder: Path, *, seed: int = 0, max_shard_size: str = "1GB", old_rope: dict[str, Any] | None = None, **config: Any
-) -> Path:
+def make_checkpoint(
+    folder: Path, *, model: str = "Qwen3", seed: int = 0, max_shard_size: str = "1GB",
+    old_rope: dict[str, Any] | None = None, **config: Any,
+) -> Path:  # fmt: skip
     """Write a random checkpoint whose every parameter matters for its output.
 
     Args:
         folder: where to; made if need be.
+        model: how its classes in transformers begin.
         seed: of its weights.
         max_shard_size: most bytes in a file.
         old_rope: keys to put into config.json in place of `rope_parameters`, as transformers 4 wrote them.
         config: in place of the defaults below.
     """
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    import transformers
 
-    hf_config = Qwen3Config(**{
-        "vocab_size": VOCAB_SIZE, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": MAX_MODEL_LEN,
-        "tie_word_embeddings": False, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
-    } | config)  # fmt: skip
-    model = Qwen3ForCausalLM(hf_config)
+    sizes = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2} | ({"head_dim": 16} if model.startswith("Qwen3") else {})  # fmt: skip
+    hf_config = getattr(transformers, f"{model}Config")(**{
+        "vocab_size": VOCAB_SIZE, "max_position_embeddings": MAX_MODEL_LEN, "tie_word_embeddings": False,
+        "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+    } | sizes | config)  # fmt: skip
+    network = getattr(transformers, f"{model}ForCausalLM")(hf_config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in network.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             if "norm" in name:
                 parameter.copy_((2.0 if "q_norm" in name else 1.0) + 0.2 * noise)
@@ -102,8 +120,8 @@ def make_qwen3(
             elif "embed" in name:
                 parameter.copy_(0.3 * noise)  # small, so that what the layers add decides
             else:
-                parameter.copy_(2.0 * noise / parameter.shape[1] ** 0.5)
-    model.save_pretrained(folder, max_shard_size=max_shard_size)
+                parameter.copy_(2.0 * noise / parameter.shape[-1] ** 0.5)
+    network.save_pretrained(folder, max_shard_size=max_shard_size)
     if old_rope is not None:
         edit_json(folder / "config.json", lambda c: c.pop("rope_parameters") and c.update(old_rope))
     return folder

@@ -1,13 +1,18 @@
 """Building blocks that models share. Each layer says in `weights` which checkpoint tensors it is made of."""
 
 from nanoflow.core.layers.attention import attend
+from nanoflow.core.layers.decoder import Attention, Decoder, DecoderLayer, FeedForward
 from nanoflow.core.layers.embedding import Embedding
 from nanoflow.core.layers.linear import GatedLinear, Linear
 from nanoflow.core.layers.norm import RMSNorm
 from nanoflow.core.layers.rotary import RotaryEmbedding, Rotation, apply_rotary
 
 __all__ = [
+    "Attention",
+    "Decoder",
+    "DecoderLayer",
     "Embedding",
+    "FeedForward",
     "GatedLinear",
     "Linear",
     "RMSNorm",
