@@ -22,6 +22,8 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
 
+WINDOW = {"use_sliding_window": True, "sliding_window": 20}
+
 # name -> arguments of `make_checkpoint`, of Qwen3. "plain" is the one that the engine's variations are tried on.
 SPECS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -47,6 +49,13 @@ OTHERS: dict[str, dict[str, Any]] = {
     "qwen2_tied": {"model": "Qwen2", "tie_word_embeddings": True, "num_key_value_heads": 4},
     "qwen2_yarn": {"model": "Qwen2", "num_key_value_heads": 1, "rope_parameters": YARN | {"rope_theta": 1000.0}},
     "qwen2_sharded": {"model": "Qwen2", "max_shard_size": "20KB", "hidden_size": 40, "rms_norm_eps": 1e-5},
+    "qwen2_windows": {"model": "Qwen2", "num_hidden_layers": 3, "max_window_layers": 1} | WINDOW,
+    "qwen3_windows": {"model": "Qwen3", "num_hidden_layers": 3, "max_window_layers": 2} | WINDOW,
+    "qwen3_types": {"model": "Qwen3", "layer_types": ["sliding_attention", "full_attention"]} | WINDOW,
+    "mistral": {"model": "Mistral", "sliding_window": None},
+    "mistral_window": {"model": "Mistral", "sliding_window": 13},
+    "mistral_narrow": {"model": "Mistral", "sliding_window": 2, "num_key_value_heads": 1},
+    "mistral_wide": {"model": "Mistral", "sliding_window": 48, "head_dim": 16, "tie_word_embeddings": True},
     "llama": {"model": "Llama"},
     "llama_3": {"model": "Llama", "tie_word_embeddings": True, "rope_parameters": LLAMA3 | {"rope_theta": 1000.0}},
     "llama_biased": {"model": "Llama", "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1},

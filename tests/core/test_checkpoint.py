@@ -102,7 +102,6 @@ def test_architecture_that_no_plugin_serves(folder: Path, architectures: list[st
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"use_sliding_window": True}, "sliding-window attention"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
         ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_type 'longrope' is not supported"),
     ],

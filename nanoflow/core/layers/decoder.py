@@ -124,13 +124,13 @@ class Decoder(nn.Module, ModelArch):
         config = context.hf_config
         if config["hidden_act"] != "silu":
             raise CheckpointError(f"The checkpoint's hidden_act is {config['hidden_act']!r}; 'silu' is what is served.")
-        if config.get("use_sliding_window"):
-            raise CheckpointError("The checkpoint uses sliding-window attention, which is not served.")
         self.num_layers = config["num_hidden_layers"]
         self.num_heads = config["num_attention_heads"]
         self.num_kv_heads = config["num_key_value_heads"]
         self.head_dim = config["head_dim"]
         self.scale = self.head_dim**-0.5
+        windows = (self.window(config, index) for index in range(self.num_layers))
+        self.windows = tuple(w if w and w < context.max_model_len else None for w in windows)
         self.vocab_size = config["vocab_size"]
         self.tied = config["tie_word_embeddings"]
         self.embed_tokens = Embedding(context, self.vocab_size, config["hidden_size"])
@@ -142,6 +142,10 @@ class Decoder(nn.Module, ModelArch):
     @abstractmethod
     def layer(self, context: ModelContext, index: int) -> DecoderLayer:
         """One layer. No key of `context.hf_config` that has a default is missing."""
+
+    def window(self, config: dict[str, Any], index: int) -> int | None:
+        """How many tokens, the last ones, a token attends to in a layer; None for all of them."""
+        return None
 
     def forward(
         self, input_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: AttentionBackend

@@ -13,6 +13,7 @@ from nanoflow.core.interfaces import Component, ModelArch, ModelContext, NoOptio
 def nanoflow_models() -> list[Component]:
     return [
         Component("llama", build=partial(_build, "llama", "Llama"), architectures=("LlamaForCausalLM",)),
+        Component("mistral", build=partial(_build, "mistral", "Mistral"), architectures=("MistralForCausalLM",)),
         Component("qwen2", build=partial(_build, "qwen2", "Qwen2"), architectures=("Qwen2ForCausalLM",)),
         Component("qwen3", build=partial(_build, "qwen3", "Qwen3"), architectures=("Qwen3ForCausalLM",)),
     ]

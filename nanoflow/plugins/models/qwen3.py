@@ -1,19 +1,23 @@
-"""Qwen3, dense (Qwen team, 2025): Qwen2 with normed queries and keys in place of biases."""
+"""Qwen3, dense (Qwen team, 2025): Qwen2 with a norm on each query and key head in place of biases."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
 from nanoflow.core.interfaces import ModelContext
-from nanoflow.core.layers import Attention, Decoder, DecoderLayer, FeedForward
+from nanoflow.core.layers import Attention, DecoderLayer, FeedForward
+from nanoflow.plugins.models.qwen2 import Qwen2
 
 
-class Qwen3(Decoder):
+class Qwen3(Qwen2):
     """Qwen3ForCausalLM."""
 
-    defaults: ClassVar[dict[str, Any]] = {"head_dim": 128, "attention_bias": False}
+    defaults: ClassVar[dict[str, Any]] = {**Qwen2.defaults, "head_dim": 128, "attention_bias": False}
 
     def layer(self, context: ModelContext, index: int) -> DecoderLayer:
+        return DecoderLayer(context, self.attention(context, index), FeedForward(context))
+
+    def attention(self, context: ModelContext, index: int) -> Attention:
+        """With biases in all projections or in none."""
         bias = context.hf_config["attention_bias"]
-        attention = Attention(context, index, qkv_bias=bias, out_bias=bias, qk_norm=True)
-        return DecoderLayer(context, attention, FeedForward(context))
+        return Attention(context, index, qkv_bias=bias, out_bias=bias, qk_norm=True)

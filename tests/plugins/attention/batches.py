@@ -19,12 +19,12 @@ GARBAGE = 3e3  # in slots that hold no token: finite, as the contract says, and 
 
 def context(
     group: int, head_dim: int, block_size: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU,
-    num_kv_heads: int = 2, num_layers: int = 2,
+    num_kv_heads: int = 2, num_layers: int = 2, windows: tuple[int | None, ...] = (),
 ) -> AttentionContext:  # fmt: skip
     """Attention shapes with `group` query heads a KV head."""
     return AttentionContext(
         num_layers=num_layers, num_heads=group * num_kv_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
-        scale=head_dim**-0.5, block_size=block_size, dtype=dtype, device=device,
+        scale=head_dim**-0.5, block_size=block_size, dtype=dtype, device=device, windows=windows,
     )  # fmt: skip
 
 
