@@ -18,9 +18,10 @@ from nanoflow.core.errors import CheckpointError
 from nanoflow.core.interfaces import AttentionBackend, ModelArch, ModelContext
 from nanoflow.core.layers.attention import attend
 from nanoflow.core.layers.embedding import Embedding
-from nanoflow.core.layers.linear import GatedLinear, Linear
+from nanoflow.core.layers.linear import GatedLinear, QKVLinear, RowParallelLinear
 from nanoflow.core.layers.norm import RMSNorm
 from nanoflow.core.layers.rotary import RotaryEmbedding, Rotation
+from nanoflow.core.parallel import Shard
 
 
 class Attention(nn.Module):
@@ -39,11 +40,10 @@ class Attention(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         config = context.hf_config
-        hidden, head_dim = config["hidden_size"], config["head_dim"]
-        query, kv = config["num_attention_heads"] * head_dim, config["num_key_value_heads"] * head_dim
+        hidden, head_dim, num_heads = config["hidden_size"], config["head_dim"], config["num_attention_heads"]
         self.layer = layer
-        self.qkv_proj = Linear(context, hidden, {"q_proj": query, "k_proj": kv, "v_proj": kv}, qkv_bias)
-        self.o_proj = Linear(context, query, {"o_proj": hidden}, out_bias)
+        self.qkv_proj = QKVLinear(context, hidden, num_heads, config["num_key_value_heads"], head_dim, qkv_bias)
+        self.o_proj = RowParallelLinear(context, num_heads * head_dim, {"o_proj": hidden}, out_bias)
         self.q_norm = RMSNorm(context, head_dim, config["rms_norm_eps"]) if qk_norm else None
         self.k_norm = RMSNorm(context, head_dim, config["rms_norm_eps"]) if qk_norm else None
 
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         out = attend(qkv, self.q_norm, self.k_norm, rotation, attention, self.layer)
         return self.o_proj.summands(out.flatten(-2)), residual
 
-    def weights(self, prefix: str) -> dict[str, torch.Tensor]:
+    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         found = self.qkv_proj.weights(prefix) | self.o_proj.weights(prefix)
         for name, norm in (("q_norm.", self.q_norm), ("k_norm.", self.k_norm)):
             found |= {} if norm is None else norm.weights(prefix + name)
@@ -69,13 +69,13 @@ class FeedForward(nn.Module):
         super().__init__()
         hidden, inner = context.hf_config["hidden_size"], context.hf_config["intermediate_size"]
         self.gate_up_proj = GatedLinear(context, hidden, {"gate_proj": inner, "up_proj": inner}, bias)
-        self.down_proj = Linear(context, inner, {"down_proj": hidden}, bias)
+        self.down_proj = RowParallelLinear(context, inner, {"down_proj": hidden}, bias)
 
     def forward(self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gated, residual = self.gate_up_proj.normed(norm, x, residual)
         return self.down_proj.summands(gated), residual
 
-    def weights(self, prefix: str) -> dict[str, torch.Tensor]:
+    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         return self.gate_up_proj.weights(prefix) | self.down_proj.weights(prefix)
 
 
@@ -96,7 +96,7 @@ class DecoderLayer(nn.Module):
         x, residual = self.self_attn(self.input_layernorm, x, residual, rotation, attention)
         return self.mlp(self.post_attention_layernorm, x, residual)
 
-    def weights(self, prefix: str) -> dict[str, torch.Tensor]:
+    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         return (
             self.self_attn.weights(prefix + "self_attn.")
             | self.mlp.weights(prefix + "mlp.")
@@ -160,8 +160,10 @@ class Decoder(nn.Module, ModelArch):
     def compute_logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
         return self.lm_head.logits(hidden_SD)
 
-    def weights(self) -> dict[str, torch.Tensor | None]:
-        found: dict[str, torch.Tensor | None] = {"lm_head.weight": None if self.tied else self.lm_head.weight}
+    def weights(self) -> dict[str, torch.Tensor | Shard | None]:
+        found: dict[str, torch.Tensor | Shard | None] = {"lm_head.weight": None}
+        if not self.tied:
+            found |= self.lm_head.weights("lm_head.weight")
         found |= self.embed_tokens.weights("model.embed_tokens.weight") | self.norm.weights("model.norm.")
         for index, layer in enumerate(self.layers):
             found |= layer.weights(f"model.layers.{index}.")
