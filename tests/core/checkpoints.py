@@ -24,6 +24,8 @@ DYNAMIC = {"rope_type": "dynamic", "factor": 2.0}
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 20}
 
+EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+
 # name -> arguments of `make_checkpoint`, of Qwen3. "plain" is the one that the engine's variations are tried on.
 SPECS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -56,6 +58,14 @@ OTHERS: dict[str, dict[str, Any]] = {
     "mistral_window": {"model": "Mistral", "sliding_window": 13},
     "mistral_narrow": {"model": "Mistral", "sliding_window": 2, "num_key_value_heads": 1},
     "mistral_wide": {"model": "Mistral", "sliding_window": 48, "head_dim": 16, "tie_word_embeddings": True},
+    "qwen3_moe": {"model": "Qwen3Moe"} | EXPERTS,
+    "qwen3_moe_renormalized": {"model": "Qwen3Moe", "norm_topk_prob": True, "tie_word_embeddings": True} | EXPERTS,
+    "qwen3_moe_sparse": {"model": "Qwen3Moe", "num_hidden_layers": 4, "decoder_sparse_step": 2} | EXPERTS,
+    "qwen3_moe_dense_first": {"model": "Qwen3Moe", "mlp_only_layers": [0], "attention_bias": True} | EXPERTS,
+    "qwen3_moe_one_of_two": {"model": "Qwen3Moe"} | EXPERTS | {"num_experts": 2, "num_experts_per_tok": 1},
+    "qwen3_moe_all": {"model": "Qwen3Moe"} | EXPERTS | {"num_experts_per_tok": 7, "num_key_value_heads": 1},
+    "qwen3_moe_windows": {"model": "Qwen3Moe", "max_shard_size": "50KB"} | EXPERTS | WINDOW,
+    "qwen3_moe_of_the_hub": {"model": "Qwen3Moe", "seed": 1, "rename": {"num_local_experts": "num_experts"}} | EXPERTS,
     "llama": {"model": "Llama"},
     "llama_3": {"model": "Llama", "tie_word_embeddings": True, "rope_parameters": LLAMA3 | {"rope_theta": 1000.0}},
     "llama_biased": {"model": "Llama", "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1},
@@ -97,7 +107,8 @@ class Oracle:
 
 def make_checkpoint(
     folder: Path, *, model: str = "Qwen3", seed: int = 0, max_shard_size: str = "1GB",
-    old_rope: dict[str, Any] | None = None, **config: Any,
+    old_rope: dict[str, Any] | None = None,
+    rename: dict[str, str] | None = None, **config: Any,
 ) -> Path:  # fmt: skip
     """Write a random checkpoint whose every parameter matters for its output.
 
@@ -107,6 +118,7 @@ def make_checkpoint(
         seed: of its weights.
         max_shard_size: most bytes in a file.
         old_rope: keys to put into config.json in place of `rope_parameters`, as transformers 4 wrote them.
+        rename: other names for keys of config.json.
         config: in place of the defaults below.
     """
     import transformers
@@ -133,6 +145,8 @@ def make_checkpoint(
     network.save_pretrained(folder, max_shard_size=max_shard_size)
     if old_rope is not None:
         edit_json(folder / "config.json", lambda c: c.pop("rope_parameters") and c.update(old_rope))
+    for old, new in (rename or {}).items():
+        edit_json(folder / "config.json", lambda c, old=old, new=new: c.update({new: c.pop(old)}))
     return folder
 
 

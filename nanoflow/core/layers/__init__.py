@@ -3,6 +3,7 @@
 from nanoflow.core.layers.attention import attend
 from nanoflow.core.layers.decoder import Attention, Decoder, DecoderLayer, FeedForward
 from nanoflow.core.layers.embedding import Embedding
+from nanoflow.core.layers.experts import Experts
 from nanoflow.core.layers.linear import ColumnParallelLinear, GatedLinear, Linear, QKVLinear, RowParallelLinear
 from nanoflow.core.layers.norm import RMSNorm
 from nanoflow.core.layers.rotary import RotaryEmbedding, Rotation, apply_rotary
@@ -13,6 +14,7 @@ __all__ = [
     "Decoder",
     "DecoderLayer",
     "Embedding",
+    "Experts",
     "FeedForward",
     "GatedLinear",
     "Linear",

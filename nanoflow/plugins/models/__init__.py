@@ -16,6 +16,7 @@ def nanoflow_models() -> list[Component]:
         Component("mistral", build=partial(_build, "mistral", "Mistral"), architectures=("MistralForCausalLM",)),
         Component("qwen2", build=partial(_build, "qwen2", "Qwen2"), architectures=("Qwen2ForCausalLM",)),
         Component("qwen3", build=partial(_build, "qwen3", "Qwen3"), architectures=("Qwen3ForCausalLM",)),
+        Component("qwen3_moe", build=partial(_build, "qwen3_moe", "Qwen3MoE"), architectures=("Qwen3MoeForCausalLM",)),
     ]
 
 
