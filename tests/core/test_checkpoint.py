@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from nanoflow import LLM, SamplingParams
 from nanoflow.core.checkpoint import eos_token_ids
 from nanoflow.core.errors import CheckpointError, ConfigError, PluginError
-from tests.core.checkpoints import Oracle, edit_json
+from nanoflow.testing.checkpoints import edit_json
+from tests.core.checkpoints import Oracle
 from tests.core.running import check, greedy
 from tests.core.sentences import raises_sentence
 

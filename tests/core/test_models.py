@@ -41,5 +41,5 @@ def test_preemption(oracle: Oracle, name: str, overlap: bool) -> None:
 def test_the_checkpoints_differ(oracle: Oracle) -> None:
     """A spec that was not heeded would give the tokens of another."""
     for one, other in combinations(OTHERS, 2):
-        if OTHERS[one]["model"] == OTHERS[other]["model"]:
+        if OTHERS[one]["model_type"] == OTHERS[other]["model_type"]:
             assert oracle(one).outputs[2:] != oracle(other).outputs[2:], (one, other)

@@ -1,17 +1,15 @@
-"""Random ragged batches for attention backends, and the comparison with the reference."""
+"""Random ragged batches for attention backends, and attention written out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from nanoflow.core.interfaces import AttentionBackend, AttentionContext, NoOptions
-from nanoflow.core.layers import apply_rotary
-from nanoflow.core.types import AttentionInput, Projection
-from nanoflow.plugins.attention.torch_paged import TorchAttention
+from nanoflow.core.interfaces import AttentionBackend, AttentionContext
+from nanoflow.core.types import AttentionInput
 
 CPU = torch.device("cpu")
 GARBAGE = 3e3  # in slots that hold no token: finite, as the contract says, and ruinous if it is attended to
@@ -39,16 +37,16 @@ class Case:
 
     @classmethod
     def draw(
-        cls, rng: np.random.Generator, block_size: int, decodes: list[int], chunks: list[tuple[int, int]] = (),
-        shared: int = 0, spare: int = 3,
+        cls, rng: np.random.Generator, block_size: int, decodes: Sequence[int],
+        chunks: Sequence[tuple[int, int]] = (), *, shared: int = 0, spare: int = 3,
     ) -> Case:  # fmt: skip
         """Decodes with these context lengths, chunks with these (new tokens, tokens before them).
 
         Blocks are strewn over the cache. Sequences share their first `shared` blocks, as far as all of those are past.
         Tables are wider than need be, filled with valid ids.
         """
-        query_lens = np.array([1] * len(decodes) + [new for new, _ in chunks])
-        context_lens = np.array(list(decodes) + [new + past for new, past in chunks])
+        query_lens = np.array([1] * len(decodes) + [new for new, _ in chunks], np.int64)
+        context_lens = np.array([*decodes, *(new + past for new, past in chunks)], np.int64)
         needed = -(-context_lens // block_size)
         num_blocks = int(needed.sum()) + spare
         free = list(rng.permutation(num_blocks))
@@ -105,65 +103,32 @@ def projections(c: AttentionContext, num_tokens: int, generator: torch.Generator
     return fused.to(c.device, c.dtype).split(sizes, dim=1)
 
 
-def errors(
-    build: type[AttentionBackend], config: object, c: AttentionContext, case: Case, seed: int = 0
-) -> list[float]:
-    """‖out - ref‖ / ‖ref‖ of each layer, against the torch backend in float32 on the same (rounded) numbers."""
-    exact = replace(c, dtype=torch.float32)
-    backend, reference = build(config, c), TorchAttention(NoOptions(), exact)
-    found = []
-    for one in (backend, reference):
-        one.allocate(case.num_blocks)
-        one.plan(case.inputs(c.block_size, c.device))
-    fill(backend, c, case, torch.Generator().manual_seed(seed))
-    generator = torch.Generator().manual_seed(seed + 1)
-    for layer in range(c.num_layers):
-        for mine, theirs in zip(backend.cache(layer), reference.cache(layer), strict=True):
-            theirs.copy_(mine)
-        query, key, value = projections(c, int(case.query_lens.sum()), generator)
-        poison(query)
-        out = backend.forward(layer, query, key, value)
-        expected = reference.forward(layer, query.float(), key.float(), value.float())
-        assert (out.shape, out.dtype) == (query.shape, c.dtype)
-        for mine, theirs in zip(backend.cache(layer), reference.cache(layer), strict=True):
-            assert torch.equal(mine.float(), theirs), "exactly the new slots were written"
-        found.append(float((out.double() - expected.double()).norm() / expected.double().norm()))
-    return found
-
-
-def projected_errors(
-    build: type[AttentionBackend], config: object, c: AttentionContext, case: Case, *, normed: bool, seed: int = 0
-) -> list[float]:
-    """As `errors` of `project_and_attend`, for a batch of decodes; of the new keys in the cache, too."""
-    backend, reference = build(config, c), TorchAttention(NoOptions(), replace(c, dtype=torch.float32))
-    for one in (backend, reference):
-        one.allocate(case.num_blocks)
-        one.plan(replace(case.inputs(c.block_size, c.device), settled=True))
-    fill(backend, c, case, torch.Generator().manual_seed(seed))
-    generator = torch.Generator().manual_seed(seed + 1)
-    positions = torch.from_numpy(case.context_lens - 1).to(c.device)
-    angles = torch.rand(int(case.context_lens.max()), c.head_dim // 2, generator=generator).to(c.device) * 6
-    cos, sin = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
-    weights = torch.randn(2, c.head_dim, generator=generator).to(c.device, c.dtype) if normed else (None, None)
-    found = []
-    for layer in range(c.num_layers):
-        for mine, theirs in zip(backend.cache(layer), reference.cache(layer), strict=True):
-            theirs.copy_(mine)
-        qkv = torch.randn(len(positions), (c.num_heads + 2 * c.num_kv_heads) * c.head_dim + 16, generator=generator)
-        qkv = qkv.to(c.device, c.dtype)[:, :-16]
-        poison(qkv[:, : c.num_heads * c.head_dim].unflatten(-1, (-1, c.head_dim)))
-        out = backend.project_and_attend(layer, Projection(qkv, *weights, 1e-6, cos, sin, positions))
-        assert out is not None
-        q, k, v = qkv.float().unflatten(-1, (-1, c.head_dim)).split([c.num_heads, c.num_kv_heads, c.num_kv_heads], 1)
-        if normed:
-            q, k = (F.rms_norm(x, (c.head_dim,), w.float(), 1e-6) for x, w in zip((q, k), weights, strict=True))
-        q, k = (apply_rotary(x, cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)) for x in (q, k))
-        expected = reference.forward(layer, q, k, v)
-        pairs = [(out, expected), *zip(backend.cache(layer), reference.cache(layer), strict=True)]
-        found += [float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs]
-    return found
-
-
 def poison(like: torch.Tensor) -> None:
     """Leave NaN in memory that the next tensor of this shape is likely to get."""
     torch.full(like.shape, torch.nan, dtype=like.dtype, device=like.device)
+
+
+def written_out(
+    c: AttentionContext, inputs: AttentionInput, query_TNH: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Causal attention [T, N, H] in float64, one sequence at a time, over keys and values [B, P, K, H]."""
+    outputs, first = [], 0
+    repeat = c.num_heads // c.num_kv_heads
+    for row, (new, length) in enumerate(zip(inputs.query_lens.tolist(), inputs.context_lens.tolist(), strict=True)):
+        blocks = inputs.block_tables_SB[row, : -(-length // c.block_size)].long()
+        key_NLH, value_NLH = (
+            x[blocks].flatten(0, 1)[:length].double().repeat_interleave(repeat, 1).transpose(0, 1) for x in cache
+        )
+        query_NQH = query_TNH[first : first + new].double().transpose(0, 1)
+        scores_NQL = query_NQH @ key_NLH.mT * c.scale
+        last_Q1 = torch.arange(length - new, length, device=scores_NQL.device).unsqueeze(1)
+        unseen_QL = torch.arange(length, device=scores_NQL.device) > last_Q1
+        weights_NQL = scores_NQL.masked_fill(unseen_QL, -torch.inf).softmax(-1)
+        outputs.append((weights_NQL @ value_NLH).transpose(0, 1))
+        first += new
+    return torch.cat(outputs)
+
+
+def distance(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+    """‖mine - theirs‖ / ‖theirs‖; NaN where either holds one."""
+    return float((mine.double() - theirs.double()).norm() / theirs.double().norm())
