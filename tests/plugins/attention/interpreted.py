@@ -24,12 +24,14 @@ def test_float16() -> None:
     suite.test_numbers("mixed", (2, 64, 16), torch.float16)
 
 
-@pytest.mark.parametrize("least", [0, 1, 3])
+@pytest.mark.parametrize(("least", "window"), [(0, None), (1, None), (3, None), (0, 50), (3, 50)])
 @pytest.mark.parametrize("decodes", [[700], [3] * 5, [1, 300, 1, 90]])
-def test_shares_of_any_size(decodes: list[int], least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_any_size(
+    decodes: list[int], least: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = DecodeSettings(block_n=32, num_warps=4, num_stages=2, waves=4, least=least, projects=True)
     monkeypatch.setattr(triton_settings, "DECODE", ((10**9, settings),))
-    c = context(2, 32, 16, num_layers=1)
+    c = context(2, 32, 16, num_layers=1, windows=(window,))
     case = Case.draw(np.random.default_rng(0), 16, decodes)
     TestTriton().check(c, case)
     TestTriton().check_projection(c, case, normed=True)
