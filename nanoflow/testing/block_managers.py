@@ -7,13 +7,13 @@ import sys
 from typing import ClassVar
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanoflow.core.config import PluginChoice, SamplingParams
 from nanoflow.core.interfaces import BlockManager, BlockManagerContext
 from nanoflow.core.types import Sequence
-from nanoflow.testing.loads import MakeWorld, collisions, drive, explore
+from nanoflow.testing.loads import KIT, MakeWorld, collisions, drive, explore
 from nanoflow.testing.schedulers import both_depths, world_maker
 from nanoflow.testing.suite import Suite
 from nanoflow.testing.world import World
@@ -215,8 +215,7 @@ class BlockManagerSuite(Suite):
     def test_match_is_what_allocate_takes(self) -> None:
         """And what it takes holds the sequence's tokens, after any history of what was computed and freed."""
 
-        @settings(max_examples=60, deadline=None, derandomize=True, database=None,
-                  suppress_health_check=list(HealthCheck))  # fmt: skip
+        @settings(KIT, max_examples=60)
         @given(
             prompts=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=10), min_size=1, max_size=14),
             frees=st.lists(st.integers(0, 14), min_size=14, max_size=14), block_size=st.integers(1, 3),
