@@ -92,7 +92,7 @@ class AttentionBackendSuite(Suite):
     @every_mix
     def test_numbers(self, mix: str, shape: Shape, dtype: torch.dtype) -> None:
         """Each mix of decodes and chunks over cached tokens; of the cache, exactly the new slots are written."""
-        c = context(*shape, dtype, DEVICE)
+        c = context(*shape, dtype, DEVICE, num_layers=1)
         self.check(c, Case.draw(np.random.default_rng(7), c.block_size, *MIXES[mix]))
 
     @pytest.mark.parametrize("corner", CORNERS)
@@ -111,6 +111,11 @@ class AttentionBackendSuite(Suite):
         c = self.any_context(num_layers=1)
         c = replace(c, num_kv_heads=num_kv_heads, num_heads=2 * num_kv_heads)
         self.check(c, Case.draw(np.random.default_rng(0), c.block_size, [1, 50, 7], [(9, 20)]))
+
+    def test_layers(self) -> None:
+        """Each has a cache of its own."""
+        c = self.any_context(num_layers=3)
+        self.check(c, Case.draw(np.random.default_rng(2), c.block_size, [20, 3], [(9, 20)]))
 
     def test_scale(self) -> None:
         """It is the context's, whatever the head dim."""
