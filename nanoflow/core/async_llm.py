@@ -64,8 +64,9 @@ class AsyncLLM:
         self._thread = EngineThread(engine, self._post_outputs, self._post_end)
 
     def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
-    ) -> AsyncGenerator[RequestOutput, None]:
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None,
+        priority: int | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:  # fmt: skip
         """Complete a prompt, and yield outputs as they come; the last one is `finished`.
 
         A reader that is slower than the engine gets the newest cumulative output next, and deltas one by one.
@@ -75,12 +76,15 @@ class AsyncLLM:
             prompt: a text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`.
             sampling_params: how to sample, and by `output_kind` what outputs hold; None for the defaults.
             request_id: differs from those of unfinished requests; None makes one up.
+            priority: takes the place of `SamplingParams.priority`.
 
         Raises:
             RequestError: the request can't be served.
             NanoflowError: the engine failed or was closed.
         """
         engine = self._usable()
+        if priority is not None:
+            sampling_params = replace(sampling_params or engine.default_params, priority=priority)
         return self._run(engine, *encode(engine.tokenizer, prompt), sampling_params, request_id)
 
     def chat(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,12 @@ from nanoflow.core.config import SchedulerConfig
 from nanoflow.core.interfaces import (
     AttentionBackend,
     AttentionContext,
+    BlockManager,
     Component,
     ModelArch,
     ModelContext,
     NoOptions,
+    Scheduler,
     SchedulerContext,
 )
 from nanoflow.core.parallel import Group
@@ -25,31 +27,45 @@ from nanoflow.plugins.attention.torch_paged import TorchAttention
 from nanoflow.plugins.block_managers.plain import PlainBlockManager
 from nanoflow.plugins.block_managers.prefix import Key, PrefixBlockManager
 from nanoflow.plugins.models.qwen3 import Qwen3
+from nanoflow.plugins.schedulers.continuous import ContinuousScheduler, Place
 from nanoflow.plugins.schedulers.fcfs import FCFSScheduler
 
 # ---- schedulers
 
 
+@contextmanager
+def patched_free(blocks: BlockManager, free: Callable[[Sequence], None]) -> Iterator[None]:
+    """With another `free` meanwhile."""
+    blocks.free = free  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del blocks.free
+
+
 class LeaksOnAbort(FCFSScheduler):
     def abort(self, request_id: str) -> Sequence | None:
-        sequence = self.unfinished.pop(request_id, None)
-        if sequence is not None:
-            (self.running if sequence in self.running else self.waiting).remove(sequence)
-        return sequence
+        with patched_free(self.blocks, lambda sequence: None):
+            return super().abort(request_id)
 
 
 class LosesABlockOnPreemption(FCFSScheduler):
-    def _preempt(self, sequence: Sequence) -> None:
-        sequence.block_table.pop()
-        super()._preempt(sequence)
+    def schedule(self) -> Batch | None:
+        free = self.blocks.free
+
+        def free_all_but_one(sequence: Sequence) -> None:
+            sequence.block_table.pop()
+            free(sequence)
+
+        with patched_free(self.blocks, free_all_but_one):
+            return super().schedule()
 
 
-class ShortestFirst(FCFSScheduler):
+class ShortestFirst(ContinuousScheduler):
     """Without ageing, a long prompt never gets its turn."""
 
-    def add(self, sequence: Sequence) -> None:
-        super().add(sequence)
-        self.waiting = deque(sorted(self.waiting, key=lambda s: s.num_prompt_tokens))
+    def rank(self, sequence: Sequence) -> int:
+        return sequence.num_prompt_tokens
 
 
 class OverBudget(FCFSScheduler):
@@ -80,10 +96,10 @@ class HidesPreemptions(FCFSScheduler):
         return batch
 
 
-class LooksAtValues(FCFSScheduler):
-    def _admit(self, batch: Batch, budget: int) -> None:
-        if sum(sequence.token_ids[-1] for sequence in self.running) % 2 == 0:
-            super()._admit(batch, budget)
+class LooksAtValues(ContinuousScheduler):
+    def rank(self, sequence: Sequence) -> int:
+        """Whether some request, so far, has an answer with an odd sum."""
+        return sum(sum(place.sequence.output_token_ids) for place in self.unfinished.values()) % 2
 
 
 class EndsTwice(FCFSScheduler):
@@ -92,11 +108,10 @@ class EndsTwice(FCFSScheduler):
 
 
 class Stalls(FCFSScheduler):
-    """Admits nobody until the whole prompt fits into one step."""
+    """Admits nobody whose prompt does not fit into one step."""
 
-    def _admit(self, batch: Batch, budget: int) -> None:
-        if self.waiting and self.waiting[0].num_uncomputed_tokens <= budget:
-            super()._admit(batch, budget)
+    def candidates(self) -> Iterable[Place]:
+        return [p for p in super().candidates() if p.sequence.num_uncomputed_tokens <= self.max_num_batched_tokens]
 
 
 # ---- block managers
@@ -289,5 +304,5 @@ def component(broken: type) -> Component:
     """The broken plugin as its package would describe it."""
     if issubclass(broken, ModelArch):
         return Component("broken", lambda config, context: broken(context), architectures=("Qwen3ForCausalLM",))
-    config = SchedulerConfig if issubclass(broken, FCFSScheduler) else NoOptions
+    config = SchedulerConfig if issubclass(broken, Scheduler) else NoOptions
     return Component("broken", broken, config=config)
