@@ -13,6 +13,7 @@ from nanoflow.core.graphs import RowState, gather_rows
 from nanoflow.core.kernels import gate, linear, norm, rotary, sampling
 from nanoflow.core.kernels import logits as kernels_logits
 from nanoflow.core.kernels import rows as kernels_rows
+from nanoflow.core.kernels.filters import thresholds
 from nanoflow.core.layers import apply_rotary
 from nanoflow.core.logits import adjust
 from nanoflow.core.sampler import Filters, gumbel_noise, keep_likely, keep_top
@@ -178,7 +179,7 @@ def check_filters(rows: int, size: int, dtype: torch.dtype, device: str, ties: b
         choice([0, 0, 0.02, 0.5, 1], torch.float32),
     )  # fmt: skip
     limits = (filters.top_k_S, filters.top_p_S, filters.min_p_S)
-    lowest = sampling.thresholds(logits, temperature.to(device), *(limit.to(device) for limit in limits)).cpu()
+    lowest = thresholds(logits, temperature.to(device), *(limit.to(device) for limit in limits)).cpu()
     scores = (logits.float().cpu() / temperature.clamp(min=1e-10).unsqueeze(-1)).double()
     kept = logits.float().cpu() >= lowest.unsqueeze(-1)
     bounds = []
