@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
@@ -22,6 +23,9 @@ from nanoflow.core.prompts import Message, Prompt, encode, encode_chats
 from nanoflow.core.registry import Registry
 from nanoflow.core.request import Update
 from nanoflow.core.types import EngineStats, RequestOutput
+
+OUTPUTS_A_TURN = 32
+LONGEST_TURN = 0.1  # seconds to wait for an event loop that is busy, or has stopped
 
 
 class AsyncLLM:
@@ -190,7 +194,11 @@ class AsyncLLM:
     # Called in the outputs' thread.
 
     def _post_outputs(self, outputs: list[RequestOutput]) -> None:
-        self._post(self._take_outputs, outputs)
+        """Hand outputs over, few at a time: between two turns of the event loop the step loop gets its own."""
+        for start in range(0, len(outputs), OUTPUTS_A_TURN):
+            seen = threading.Event()
+            self._post(self._take_outputs, outputs[start : start + OUTPUTS_A_TURN], seen)
+            seen.wait(LONGEST_TURN)
 
     def _post_end(self, failure: BaseException | None) -> None:
         self._failure = failure
@@ -203,7 +211,7 @@ class AsyncLLM:
 
     # Called in the event loop.
 
-    def _take_outputs(self, outputs: list[RequestOutput]) -> None:
+    def _take_outputs(self, outputs: list[RequestOutput], seen: threading.Event) -> None:
         for output in outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:
@@ -211,6 +219,7 @@ class AsyncLLM:
                 stream.put(output)
                 if output.finished:
                     self._names.pop(stream.request_id, None)
+        asyncio.get_running_loop().call_soon(seen.set)  # after the readers, who are in the queue already
 
     def _take_end(self) -> None:
         for stream in self._streams.values():

@@ -6,7 +6,7 @@ copies; whoever shows outputs owns the completions. So text is decoded while the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nanoflow.core.config import RequestOutputKind
 from nanoflow.core.text import OutputText
@@ -83,7 +83,7 @@ class Request:
 
 @dataclass(slots=True)
 class Update:
-    """What a step brought to a sequence, as of that step: the sequence may be further on when this is read.
+    """What a step, or several, brought to a sequence, as of that step: it may be further on when this is read.
 
     Attributes:
         request: whose sequence it is.
@@ -101,6 +101,20 @@ class Update:
     text: str | None
     finish_reason: str | None
     stop_reason: str | int | None
+
+
+def merged(updates: list[Update]) -> list[Update]:
+    """The same news with one update a sequence, in the order of the first ones."""
+    found: dict[tuple[Request, int], Update] = {}
+    for update in updates:
+        earlier = found.get((update.request, update.index))
+        if earlier is not None:
+            text = update.text if earlier.text is None else earlier.text + (update.text or "")
+            update = replace(
+                update, token_ids=earlier.token_ids + update.token_ids, shown=earlier.shown + update.shown, text=text
+            )
+        found[update.request, update.index] = update
+    return list(found.values())
 
 
 class Completion:
@@ -147,7 +161,7 @@ def _sum(token_ids: list[int], logprobs: list[dict[int, Logprob]]) -> float:
 
 
 class Renderer:
-    """Turns updates into outputs; all text that no stop string depends on is decoded here, in one call a step.
+    """Turns updates into outputs; all text that no stop string depends on is decoded here, in one call.
 
     Args:
         tokenizer: None leaves texts empty.
@@ -157,9 +171,13 @@ class Renderer:
         self.tokenizer = tokenizer
 
     def __call__(self, updates: list[Update]) -> list[RequestOutput]:
-        """Outputs of the requests that have something to show, at most one each, in the order of the updates."""
+        """Outputs of the requests that have something to show, at most one each, in the order of the updates.
+
+        They may come from several steps.
+        """
         if not updates:
             return []
+        updates = merged(updates)
         news: dict[Request, list[int]] = {}
         for update, text in zip(updates, self._texts(updates), strict=True):
             update.request.completions[update.index].add(update, text)
