@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from nanoflow.core.mailbox import Mailbox
 from nanoflow.core.transfer import to_device
 
 UINT32 = 0xFFFFFFFF
@@ -57,6 +58,7 @@ class Filters:
 def sample(
     logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor,
     filters: Filters | None = None, last_token_R: torch.Tensor | None = None, targets_S: torch.Tensor | None = None,
+    mailbox: Mailbox | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Token ids [S], int64, of rows whose parameters lie on the logits' device; may be captured in a CUDA graph.
 
@@ -68,6 +70,7 @@ def sample(
         filters: None for none.
         last_token_R: int64; the tokens are written there too, at `targets_S` (int64). None writes nothing.
         targets_S: distinct where it matters which token stays.
+        mailbox: the tokens are left there, too. None leaves them nowhere.
     """
     if logits_SV.is_cuda:
         from nanoflow.core.kernels.filters import thresholds
@@ -76,7 +79,8 @@ def sample(
         lowest_S = None
         if filters is not None:
             lowest_S = thresholds(logits_SV, temperature_S, filters.top_k_S, filters.top_p_S, filters.min_p_S)
-        return draw(logits_SV, temperature_S, seed_S, position_S, lowest_S, last_token_R, targets_S)
+        places = (None, None) if mailbox is None else (mailbox.outbox, mailbox.turn_1)
+        return draw(logits_SV, temperature_S, seed_S, position_S, lowest_S, last_token_R, targets_S, *places)
     scores = logits_SV.float() / temperature_S.clamp(min=LOWEST_TEMPERATURE).unsqueeze(-1)
     if filters is not None:
         if (filters.top_k_S < scores.shape[-1]).any() or (filters.top_p_S < 1).any():
@@ -87,6 +91,8 @@ def sample(
     tokens_S = torch.where(temperature_S > 0, drawn_S, logits_SV.argmax(-1))
     if last_token_R is not None:
         last_token_R[targets_S] = tokens_S
+    if mailbox is not None:
+        mailbox.post(tokens_S)
     return tokens_S
 
 

@@ -18,12 +18,13 @@ LOWEST_TEMPERATURE = tl.constexpr(1e-10)
 def draw(
     logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor,
     threshold_S: torch.Tensor | None = None, last_token_R: torch.Tensor | None = None,
-    targets_S: torch.Tensor | None = None,
+    targets_S: torch.Tensor | None = None, outbox: torch.Tensor | None = None, turn_1: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Token ids [S], int64: argmax of the logits where the temperature is 0, else of logits / temperature + noise.
 
     With `threshold_S` (float32), only candidates with logits of at least that take part in a draw. With `last_token_R`
-    (int64), the tokens are also written there, at `targets_S` (int64).
+    (int64), the tokens are also written there, at `targets_S` (int64); with `outbox` (int64, pinned, [slots, S or
+    more]), into the slot before that of `turn_1` (int32).
     """
     num_rows, size = logits_SV.shape
     chunk = _chunk_size(num_rows, size)
@@ -40,8 +41,10 @@ def draw(
         **overlap(logits_SV),
     )  # fmt: skip
     _best_of_row[(num_rows,)](
-        values_SC, ids_SC, token_ids_S, last_token_R, targets_S, num_chunks, FEED=last_token_R is not None,
-        BLOCK=triton.next_power_of_2(num_chunks), num_warps=1, **overlap(logits_SV),
+        values_SC, ids_SC, token_ids_S, last_token_R, targets_S, outbox, turn_1, num_chunks,
+        0 if outbox is None else outbox.stride(0), FEED=last_token_R is not None,
+        SLOTS=0 if outbox is None else len(outbox), BLOCK=triton.next_power_of_2(num_chunks), num_warps=1,
+        **overlap(logits_SV),
     )  # fmt: skip
     return token_ids_S
 
@@ -83,8 +86,8 @@ def _best_of_chunk(
 
 @triton.jit
 def _best_of_row(
-    values_ptr, ids_ptr, token_ids_ptr, last_token_ptr, targets_ptr, num_chunks, FEED: tl.constexpr,
-    BLOCK: tl.constexpr, PDL: tl.constexpr,
+    values_ptr, ids_ptr, token_ids_ptr, last_token_ptr, targets_ptr, outbox_ptr, turn_ptr, num_chunks, stride,
+    FEED: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     chunks = tl.arange(0, BLOCK)
@@ -95,6 +98,9 @@ def _best_of_row(
     tl.store(token_ids_ptr + row, token_id)
     if FEED:
         tl.store(last_token_ptr + tl.load(targets_ptr + row), token_id)
+    if SLOTS > 0:
+        slot = (tl.load(turn_ptr) - 1) & (SLOTS - 1)
+        tl.store(outbox_ptr + slot * stride + row, token_id)
 
 
 @triton.jit
