@@ -24,7 +24,6 @@ from nanoflow.core.registry import Registry
 from nanoflow.core.request import Update
 from nanoflow.core.types import EngineStats, RequestOutput
 
-OUTPUTS_A_TURN = 32
 LONGEST_TURN = 0.1  # seconds to wait for an event loop that is busy, or has stopped
 
 
@@ -194,11 +193,10 @@ class AsyncLLM:
     # Called in the outputs' thread.
 
     def _post_outputs(self, outputs: list[RequestOutput]) -> None:
-        """Hand outputs over, few at a time: between two turns of the event loop the step loop gets its own."""
-        for start in range(0, len(outputs), OUTPUTS_A_TURN):
-            seen = threading.Event()
-            self._post(self._take_outputs, outputs[start : start + OUTPUTS_A_TURN], seen)
-            seen.wait(LONGEST_TURN)
+        """Hand outputs over, and wait until their readers had their turn."""
+        seen = threading.Event()
+        self._post(self._take_outputs, outputs, seen)
+        seen.wait(LONGEST_TURN)
 
     def _post_end(self, failure: BaseException | None) -> None:
         self._failure = failure

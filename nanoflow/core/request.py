@@ -6,7 +6,7 @@ copies; whoever shows outputs owns the completions. So text is decoded while the
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from nanoflow.core.config import RequestOutputKind
 from nanoflow.core.text import OutputText
@@ -104,16 +104,16 @@ class Update:
 
 
 def merged(updates: list[Update]) -> list[Update]:
-    """The same news with one update a sequence, in the order of the first ones."""
+    """The same news with one update a sequence, in the order of the first ones, which take the others in."""
     found: dict[tuple[Request, int], Update] = {}
     for update in updates:
-        earlier = found.get((update.request, update.index))
-        if earlier is not None:
-            text = update.text if earlier.text is None else earlier.text + (update.text or "")
-            update = replace(
-                update, token_ids=earlier.token_ids + update.token_ids, shown=earlier.shown + update.shown, text=text
-            )
-        found[update.request, update.index] = update
+        first = found.setdefault((update.request, update.index), update)
+        if first is not update:
+            first.token_ids = first.token_ids + update.token_ids
+            first.shown = first.shown + update.shown
+            if first.text is not None:
+                first.text += update.text or ""
+            first.finish_reason, first.stop_reason = update.finish_reason, update.stop_reason
     return list(found.values())
 
 
@@ -173,11 +173,10 @@ class Renderer:
     def __call__(self, updates: list[Update]) -> list[RequestOutput]:
         """Outputs of the requests that have something to show, at most one each, in the order of the updates.
 
-        They may come from several steps.
+        Updates of several steps must be `merged`.
         """
         if not updates:
             return []
-        updates = merged(updates)
         news: dict[Request, list[int]] = {}
         for update, text in zip(updates, self._texts(updates), strict=True):
             update.request.completions[update.index].add(update, text)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nanoflow import LLM, RequestOutput, RequestOutputKind, SamplingParams
 from nanoflow.core.errors import NanoflowError, RequestError
-from nanoflow.core.request import Update
+from nanoflow.core.request import Update, merged
 from nanoflow.core.text import OutputText
 from nanoflow.core.tokenizer import Tokenizer
 from nanoflow.core.types import Sequence
@@ -70,7 +70,7 @@ def test_several_steps_at_once(data: st.DataObject, tmp_path_factory: pytest.Tem
         updates += engine.advance() if engine.has_unfinished else []
         if engine.has_unfinished and data.draw(st.booleans()):
             continue
-        for output in engine.render(updates):
+        for output in engine.render(merged(updates)):
             for completion in output.outputs:
                 key = output.request_id, completion.index
                 shown[key] = shown.get(key, "") * (output.request_id != "2") + completion.text
