@@ -72,25 +72,27 @@ def settled(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 async def measure(args: argparse.Namespace, folder: Path) -> None:
     checkpoint = make_checkpoint(folder, args.config)
-    print("| output kind | seconds | tok/s | GPU idle | waiting for the host |\n| --- | --- | --- | --- | --- |")
+    print("| output kind | seconds | tok/s | steps | GPU idle | waiting for the host |")
+    print("| --- | --- | --- | --- | --- | --- |")
     async with AsyncLLM(checkpoint, load_format="dummy", max_num_seqs=args.streams) as engine:
         for kind in KINDS:
-            times = [await serve(engine, kind, args.streams, args.tokens, None) for _ in range(args.repeats + 1)][1:]
-            seconds, idle = statistics.median(times), None
+            before = engine.stats.num_steps
+            times = [await serve(engine, kind, args.streams, args.tokens, None) for _ in range(args.repeats + 1)]
+            steps = (engine.stats.num_steps - before) / len(times)
+            seconds, shares = statistics.median(times[1:]), "- | -"
             if torch.cuda.is_available():
                 path = (args.out or folder) / f"streams-{kind.name.lower()}.json.gz"
                 await serve(engine, kind, args.streams, args.tokens, path)
                 idle = trace.idle(settled(json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]))
-            shares = f"{100 * idle.share:.1f} % | {100 * idle.waiting:.1f} %" if idle else "- | -"
-            print(
-                f"| {kind.name} | {seconds:.3f} | {args.streams * args.tokens / seconds:,.0f} | {shares} |", flush=True
-            )
+                shares = f"{100 * idle.share:.1f} % | {100 * idle.waiting:.1f} %"
+            speed = args.streams * args.tokens / seconds
+            print(f"| {kind.name} | {seconds:.3f} | {speed:,.0f} | {steps:,.0f} | {shares} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, default=256)
-    parser.add_argument("--tokens", type=int, default=768, help="in each output")
+    parser.add_argument("--tokens", type=int, default=512, help="in each output")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--config", type=Path, help="a config.json of other dimensions")
     parser.add_argument("--out", type=Path, help="a folder for traces")
