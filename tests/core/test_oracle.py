@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from nanoflow import LLM
 from nanoflow.plugins.block_managers import prefix
-from tests.core.checkpoints import NUM_OUTPUT_TOKENS, SPECS, Oracle, edit_json, generate
+from nanoflow.testing.checkpoints import NUM_OUTPUT_TOKENS, edit_json, generate
+from tests.core.checkpoints import SPECS, Oracle
 from tests.core.running import check, engine_of, greedy, is_mixed, recorded, tokens
 
 LONGEST = 80 + NUM_OUTPUT_TOKENS - 1  # tokens that the longest request of the plain checkpoint keeps in the cache

@@ -79,6 +79,24 @@ def test_unusual_shapes(dtype: torch.dtype, group: int, head_dim: int) -> None:
         assert max(errors(build, config, c, case)) < BOUNDS[dtype]
 
 
+@pytest.mark.parametrize("window", [1, 30, 64, 500, 4096])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("triton", torch.float32), ("triton", torch.bfloat16), ("flash", torch.bfloat16), ("hybrid", torch.bfloat16)],
+)
+def test_windows(name: str, dtype: torch.dtype, window: int) -> None:
+    """In one layer of two; contexts are shorter and longer, and projected ones too."""
+    rng = np.random.default_rng(0)
+    for block_size in BLOCK_SIZES:
+        c = context(4, 128, block_size, dtype, DEVICE, windows=(window, None))
+        build, config = builder(name, c)
+        for case in cases(block_size):
+            assert max(errors(build, config, c, case)) < BOUNDS[dtype], (block_size, case)
+        for count in (1, 9) if name == "triton" else ():
+            case = Case.draw(rng, block_size, rng.integers(1, 900, count).tolist())
+            assert max(projected_errors(build, config, c, case, normed=count == 1)) < BOUNDS[dtype], (block_size, count)
+
+
 @pytest.mark.parametrize("num_splits", [1, 3, 16])
 def test_splits(num_splits: int) -> None:
     c = context(2, 128, 256, torch.bfloat16, DEVICE)
@@ -118,10 +136,11 @@ def captured(step: Callable[[], list[torch.Tensor]]) -> tuple[torch.cuda.CUDAGra
 
 @pytest.mark.parametrize("num_tokens", [48, 300])
 @pytest.mark.parametrize("block_size", [16, 256])
+@pytest.mark.parametrize("windows", [(), (None, 300)])
 @pytest.mark.parametrize("name", ["triton", "flash", "hybrid"])
-def test_replays_of_any_mix(name: str, block_size: int, num_tokens: int) -> None:
+def test_replays_of_any_mix(name: str, windows: tuple[int | None, ...], block_size: int, num_tokens: int) -> None:
     """One capture serves decodes, chunks and both; the rest is a sequence of padding and some of no tokens."""
-    c = context(2, 128, block_size, torch.bfloat16, DEVICE)
+    c = context(2, 128, block_size, torch.bfloat16, DEVICE, windows=windows)
     build, config = builder(name, c)
     rng, num_seqs, longest = np.random.default_rng(1), 24, 2048
     width, num_blocks = longest // block_size, 24 * longest // block_size + 1
@@ -177,10 +196,11 @@ def test_replays_of_any_mix(name: str, block_size: int, num_tokens: int) -> None
 
 @pytest.mark.parametrize("block_size", [16, 256])
 @pytest.mark.parametrize("num_seqs", [1, 5, 64, 256])
+@pytest.mark.parametrize("windows", [(), (None, 300)])
 @pytest.mark.parametrize("name", ["triton", "flash", "hybrid"])
-def test_replays_follow_the_lengths(name: str, num_seqs: int, block_size: int) -> None:
+def test_replays_follow_the_lengths(name: str, windows: tuple[int | None, ...], num_seqs: int, block_size: int) -> None:
     """Captured for the longest contexts there can be, replayed with others, in other blocks; the last rows padding."""
-    c = context(2, 128, block_size, torch.bfloat16, DEVICE)
+    c = context(2, 128, block_size, torch.bfloat16, DEVICE, windows=windows)
     build, config = builder(name, c)
     rng = np.random.default_rng(0)
     longest = 1536

@@ -18,11 +18,12 @@ HEADS = [(4, 4), (4, 2), (4, 1), (8, 1), (6, 3)]
 
 
 def context(
-    num_heads: int = 4, num_kv_heads: int = 2, block_size: int = 4, dtype: torch.dtype = torch.float32
-) -> AttentionContext:
+    num_heads: int = 4, num_kv_heads: int = 2, block_size: int = 4, dtype: torch.dtype = torch.float32,
+    windows: tuple[int | None, ...] = (),
+) -> AttentionContext:  # fmt: skip
     return AttentionContext(
         num_layers=2, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=8, scale=0.3, block_size=block_size,
-        dtype=dtype, device=torch.device("cpu"),
+        dtype=dtype, device=torch.device("cpu"), windows=windows,
     )  # fmt: skip
 
 
@@ -63,8 +64,9 @@ class Stored:
 
 
 def attend(
-    case: Case, stored: Stored, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, c: AttentionContext
-) -> torch.Tensor:
+    case: Case, stored: Stored, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, c: AttentionContext,
+    window: int | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Each token's attention by itself, in float64."""
     size, repeat = c.block_size, c.num_heads // c.num_kv_heads
     slots = case.inputs(size).slot_mapping_T
@@ -73,6 +75,7 @@ def attend(
     for table, new, length in zip(case.tables, case.query_lens, case.context_lens, strict=True):
         for position in range(length - new, length):
             seen = [table[p // size] * size + p % size for p in range(position + 1)]
+            seen = seen if window is None else seen[-window:]
             keys, values = (t[seen].repeat_interleave(repeat, dim=1) for t in (stored.keys, stored.values))
             scores = torch.einsum("nh,lnh->nl", query[token].double(), keys) * c.scale
             outputs.append(torch.einsum("nl,lnh->nh", scores.softmax(-1), values))
@@ -118,7 +121,7 @@ def compare(case: Case, c: AttentionContext, rng: np.random.Generator, tolerance
         sizes = [c.num_heads, c.num_kv_heads, c.num_kv_heads]
         query, key, value = random(num_tokens, sum(sizes), c.head_dim).split(sizes, dim=1)
         out = backend.forward(layer, query, key, value)
-        expected = attend(case, past[layer], query, key, value, c)
+        expected = attend(case, past[layer], query, key, value, c, c.window(layer))
         assert (out.shape, out.dtype) == (query.shape, c.dtype)
         torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
         for cache, stored in zip(backend.cache(layer), (past[layer].keys, past[layer].values), strict=True):
@@ -130,6 +133,13 @@ def compare(case: Case, c: AttentionContext, rng: np.random.Generator, tolerance
 def test_random_batches(num_heads: int, num_kv_heads: int, seed: int, block_size: int, num_seqs: int) -> None:
     rng = np.random.default_rng(seed)
     compare(draw_case(rng, block_size, num_seqs), context(num_heads, num_kv_heads, block_size), rng, 1e-5)
+
+
+@pytest.mark.parametrize("windows", [(1, None), (None, 3), (4, 5), (16, 16), (10, 100)])
+@given(seed=st.integers(0, 10**9), block_size=st.sampled_from([1, 4, 16]), num_seqs=st.integers(1, 8))
+def test_windows(windows: tuple[int | None, ...], seed: int, block_size: int, num_seqs: int) -> None:
+    rng = np.random.default_rng(seed)
+    compare(draw_case(rng, block_size, num_seqs), context(block_size=block_size, windows=windows), rng, 1e-5)
 
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), HEADS)

@@ -47,12 +47,25 @@ def test_projections(normed: bool, group: int, head_dim: int, block_size: int) -
         assert max(projected_errors(TritonAttention, NoOptions(), c, case, normed=normed)) < 1e-5
 
 
-@pytest.mark.parametrize("least", [0, 1, 3])
+@pytest.mark.parametrize("window", [1, 16, 17, 40])
+def test_windows(window: int) -> None:
+    """Beside a layer without one; windows within a tile, on its edge, and over several."""
+    c = context(2, 32, 16, windows=(window, None))
+    assert max(errors(TritonAttention, NoOptions(), c, case_of("mixed", 16))) < 1e-5
+    c = context(2, 32, 16, windows=(window,), num_layers=1)
+    for decodes in ([1, 16, 17, 5, 129], [33]):
+        case = Case.draw(np.random.default_rng(3), 16, decodes)
+        assert max(projected_errors(TritonAttention, NoOptions(), c, case, normed=True)) < 1e-5, decodes
+
+
+@pytest.mark.parametrize(("least", "window"), [(0, None), (1, None), (3, None), (0, 50), (3, 50)])
 @pytest.mark.parametrize("decodes", [[700], [3] * 5, [1, 500, 1, 90, 250]])
-def test_shares_of_any_size(decodes: list[int], least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_any_size(
+    decodes: list[int], least: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = DecodeSettings(block_n=32, num_warps=4, num_stages=2, waves=4, least=least, projects=True)
     monkeypatch.setattr(triton_settings, "DECODE", ((10**9, settings),))
-    c = context(2, 32, 16, num_layers=1)
+    c = context(2, 32, 16, num_layers=1, windows=(window,))
     case = Case.draw(np.random.default_rng(0), 16, decodes)
     assert max(errors(TritonAttention, NoOptions(), c, case)) < 1e-5
     assert max(projected_errors(TritonAttention, NoOptions(), c, case, normed=True)) < 1e-5

@@ -1,0 +1,228 @@
+"""What every attention backend must do: the numbers of attention written out, and nothing else written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanoflow.core.interfaces import AttentionBackend, AttentionContext
+from nanoflow.core.layers import apply_rotary
+from nanoflow.core.types import Projection
+from nanoflow.testing.batches import Case, context, distance, fill, poison, projections, written_out
+from nanoflow.testing.suite import Suite
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# (context lengths of decodes, (new tokens, tokens before them) of chunks)
+MIXES: dict[str, tuple[list[int], list[tuple[int, int]]]] = {
+    "one_token": ([1], []),
+    "decodes": ([1, 300, 16, 17, 5, 128, 129, 257, 2], []),
+    "long_decode": ([700], []),
+    "twins": ([40] * 12, []),
+    "prompts": ([], [(40, 0), (2, 0), (17, 0)]),
+    "chunks": ([], [(40, 0), (7, 33), (70, 20), (3, 65)]),
+    "mixed": ([70, 2, 129], [(2, 0), (35, 64), (130, 1)]),
+    "one_token_chunks": ([5], [(3, 0), (1, 0), (2, 9), (1, 30)]),
+}
+every_mix = pytest.mark.parametrize("mix", MIXES)
+needs_gpu = pytest.mark.skipif(DEVICE.type == "cpu", reason="CUDA graphs need a GPU")
+
+
+class AttentionBackendSuite(Suite):
+    """The backend on a GPU if there is one, else on the CPU, in what its `supports` allows of the shapes and dtypes.
+
+    Attributes:
+        shapes: (query heads a KV head, head dim, block size) to try.
+        bounds: dtypes to try, and the largest ‖out - exact‖ / ‖exact‖ in each.
+    """
+
+    role = "attention"
+    shapes: ClassVar[list[tuple[int, int, int]]] = [
+        (1, 64, 16), (2, 128, 16), (2, 64, 64), (4, 128, 32), (8, 64, 256), (8, 128, 128), (3, 80, 16), (7, 32, 64),
+        (1, 256, 16), (2, 8, 1), (4, 8, 3),
+    ]  # fmt: skip
+    bounds: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "shape" in metafunc.fixturenames:
+            metafunc.parametrize("shape", self.shapes, ids=lambda shape: "x".join(map(str, shape)))
+        if "dtype" in metafunc.fixturenames:
+            metafunc.parametrize("dtype", self.bounds, ids=lambda dtype: str(dtype).removeprefix("torch."))
+
+    @classmethod
+    def build(cls, c: AttentionContext, num_blocks: int) -> AttentionBackend:
+        """The backend under test, with a cache; skips the test where it does not serve these shapes."""
+        registry, component = cls.registry(), cls.plugin()
+        config = registry.options(registry.get(cls.role, component.name), cls.options)
+        if reason := component.supports(config, c):
+            pytest.skip(reason)
+        backend: AttentionBackend = component.build(config, c)
+        backend.allocate(num_blocks)
+        return backend
+
+    @classmethod
+    def any_context(cls, **changes: Any) -> AttentionContext:
+        """The first of the shapes and dtypes that it serves."""
+        component = cls.plugin()
+        registry = cls.registry()
+        config = registry.options(registry.get(cls.role, component.name), cls.options)
+        reasons = []
+        for dtype in cls.bounds:
+            for shape in cls.shapes:
+                c = context(*shape, dtype, DEVICE)
+                if (reason := component.supports(config, c)) is None:
+                    return replace(c, **changes)
+                reasons.append(reason)
+        pytest.skip(f"serves nothing here: {reasons[0]}")
+        raise AssertionError
+
+    @every_mix
+    def test_numbers(self, mix: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        """Each mix of decodes and chunks over cached tokens; of the cache, exactly the new slots are written."""
+        c = context(*shape, dtype, DEVICE)
+        self.check(c, Case.draw(np.random.default_rng(7), c.block_size, *MIXES[mix]))
+
+    @every_mix
+    def test_shared_blocks(self, mix: str) -> None:
+        """Sequences that begin with the same cached blocks."""
+        c = self.any_context()
+        self.check(c, Case.draw(np.random.default_rng(3), c.block_size, *MIXES[mix], shared=3))
+
+    @pytest.mark.parametrize("num_kv_heads", [1, 3, 8])
+    def test_kv_heads(self, num_kv_heads: int) -> None:
+        c = self.any_context()
+        c = replace(c, num_kv_heads=num_kv_heads, num_heads=2 * num_kv_heads)
+        for mix in ("decodes", "mixed"):
+            self.check(c, Case.draw(np.random.default_rng(0), c.block_size, *MIXES[mix]))
+
+    def test_many_sequences(self) -> None:
+        c, rng = self.any_context(), np.random.default_rng(0)
+        decodes = rng.integers(1, 90, 60).tolist()
+        self.check(c, Case.draw(rng, c.block_size, decodes, [(int(n), 3 * int(n)) for n in rng.integers(2, 30, 9)]))
+
+    def test_scale(self) -> None:
+        """It is the context's, whatever the head dim."""
+        c = self.any_context(scale=0.31)
+        self.check(c, Case.draw(np.random.default_rng(1), c.block_size, *MIXES["mixed"]))
+
+    def test_a_block_filled_in_this_step_by_another_sequence(self) -> None:
+        """The first sequence of the batch attends to what the second stores in the same step."""
+        c = self.any_context(num_layers=1)
+        size = c.block_size
+        tables = np.array([[0, 2], [0, 1]], np.int32)
+        self.check(c, Case(np.array([1, size + 1]), np.array([size + 1, size + 1]), tables, 3))
+
+    @every_mix
+    def test_the_same_again(self, mix: str) -> None:
+        """Equal batches have equal outputs to the last bit, whatever ran in between."""
+        c = self.any_context()
+        rng = np.random.default_rng(7)
+        case, other = (Case.draw(rng, c.block_size, *MIXES[name], spare=400) for name in (mix, "mixed"))
+        num_blocks = max(case.num_blocks, other.num_blocks)
+        backend = self.build(c, num_blocks)
+        fill(backend, c, replace(case, num_blocks=num_blocks), torch.Generator().manual_seed(0))
+        query = projections(c, int(case.query_lens.sum()), torch.Generator().manual_seed(1))[0]
+        between = projections(c, int(other.query_lens.sum()), torch.Generator().manual_seed(2))[0]
+        outs = []
+        for _ in range(3):
+            backend.plan(case.inputs(c.block_size, c.device))
+            outs.append(backend.attend(0, query).clone())
+            backend.plan(other.inputs(c.block_size, c.device))
+            backend.attend(1, between)
+        assert torch.equal(outs[0], outs[1])
+        assert torch.equal(outs[0], outs[2])
+
+    def test_the_cache_takes_what_it_says(self, dtype: torch.dtype) -> None:
+        """Its content is finite, each layer has its own, and `bytes_per_block` is no less than what it holds."""
+        shape = self.any_context()
+        c = replace(shape, dtype=dtype)
+        backend = self.build(c, 7)
+        views = [view for layer in range(c.num_layers) for view in backend.cache(layer)]
+        assert {tuple(view.shape) for view in views} == {(7, c.block_size, c.num_kv_heads, c.head_dim)}
+        assert all(view.isfinite().all() for view in views)
+        assert sum(view.numel() * view.element_size() for view in views) <= 7 * backend.bytes_per_block
+        for index, view in enumerate(views):
+            view.fill_(index + 1)
+        assert [float(view.float().mean()) for view in views] == list(range(1, len(views) + 1)), "views overlap"
+
+    def test_two_backends_share_nothing(self) -> None:
+        c = self.any_context()
+        one, two = (self.build(c, 3) for _ in range(2))
+        before = two.cache(0)[0].clone()
+        one.cache(0)[0].fill_(1.5)
+        assert torch.equal(two.cache(0)[0], before)
+
+    @pytest.mark.parametrize("normed", [False, True], ids=["bare", "normed"])
+    def test_projections(self, normed: bool, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+        """Norm, rotation, storing and attention in one, where the backend has a way for it."""
+        c = context(*shape, dtype, DEVICE)
+        for decodes in ([1, 300, 16, 17, 5, 128, 129, 257], [1], [700]):
+            self.check_projection(c, Case.draw(np.random.default_rng(3), c.block_size, decodes), normed=normed)
+
+    def check(self, c: AttentionContext, case: Case, seed: int = 0) -> None:
+        """`forward` of all layers on a cache with garbage wherever no token of the batch's contexts lies."""
+        backend = self.build(c, case.num_blocks)
+        inputs = case.inputs(c.block_size, c.device)
+        backend.plan(inputs)
+        assert torch.equal(backend.slot_mapping_T, inputs.slot_mapping_T)
+        fill(backend, c, case, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed + 1)
+        for layer in range(c.num_layers):
+            query, key, value = projections(c, int(case.query_lens.sum()), generator)
+            caches = stored(backend, layer, c, inputs.slot_mapping_T, key, value)
+            poison(query)
+            out = backend.forward(layer, query, key, value)
+            assert (out.shape, out.dtype) == (query.shape, c.dtype)
+            for mine, theirs in zip(backend.cache(layer), caches, strict=True):
+                assert torch.equal(mine, theirs), "forward must write the new tokens' slots and no others"
+            self.compare(c, out, written_out(c, inputs, query, caches))
+
+    def check_projection(self, c: AttentionContext, case: Case, *, normed: bool, seed: int = 0) -> None:
+        """`project_and_attend` of all layers on a batch of decodes, against the same steps one by one."""
+        backend = self.build(c, case.num_blocks)
+        inputs = replace(case.inputs(c.block_size, c.device), settled=True)
+        backend.plan(inputs)
+        fill(backend, c, case, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed + 1)
+        positions = torch.from_numpy(case.context_lens - 1).to(c.device)
+        angles = torch.rand(int(case.context_lens.max()), c.head_dim // 2, generator=generator).to(c.device) * 6
+        cos, sin = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
+        weights = torch.randn(2, c.head_dim, generator=generator).to(c.device, c.dtype) if normed else (None, None)
+        heads = [c.num_heads, c.num_kv_heads, c.num_kv_heads]
+        for layer in range(c.num_layers):
+            qkv = torch.randn(len(positions), sum(heads) * c.head_dim + 16, generator=generator)
+            qkv = qkv.to(c.device, c.dtype)[:, :-16]
+            q, k, v = qkv.float().unflatten(-1, (-1, c.head_dim)).split(heads, 1)
+            if normed:
+                q, k = (F.rms_norm(x, (c.head_dim,), w.float(), 1e-6) for x, w in zip((q, k), weights, strict=True))
+            q, k = (apply_rotary(x, cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)) for x in (q, k))
+            caches = stored(backend, layer, c, inputs.slot_mapping_T, k, v)
+            poison(q.to(c.dtype))
+            out = backend.project_and_attend(layer, Projection(qkv, *weights, 1e-6, cos, sin, positions))
+            if out is None:
+                return
+            for mine, theirs in zip(backend.cache(layer), caches, strict=True):
+                self.compare(c, mine, theirs)
+            self.compare(c, out, written_out(c, inputs, q, caches))
+
+    def compare(self, c: AttentionContext, mine: torch.Tensor, exact: torch.Tensor) -> None:
+        """Within the bound of the dtype."""
+        found, bound = distance(mine, exact), self.bounds[c.dtype]
+        assert found < bound, f"off by {found:.1e}, more than {bound:.0e}, for {c}"
+
+
+def stored(
+    backend: AttentionBackend, layer: int, c: AttentionContext, slots_T: torch.Tensor, key: torch.Tensor,
+    value: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Copies of the layer's cache with these keys and values where they belong."""
+    caches = []
+    for cache, new in zip(backend.cache(layer), (key, value), strict=True):
+        copy = cache.clone(memory_format=torch.contiguous_format)
+        copy.view(-1, c.num_kv_heads, c.head_dim)[slots_T] = new.to(c.dtype)
+        caches.append(copy)
+    return caches[0], caches[1]
