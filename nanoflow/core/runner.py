@@ -111,8 +111,9 @@ class ModelRunner:
         if self.graphs is not None and not spans:  # captured steps keep the logits of last tokens only
             capture = self.graphs.find(num_tokens, num_seqs, settled=settled)
         if capture is not None:
-            num_tokens, num_seqs = capture.buffer.num_tokens, capture.buffer.num_seqs
-        step = StepBuffer(num_tokens, num_seqs, torch.device("cpu"), pinned=self.device.type == "cuda")
+            step = self.graphs.open(capture)
+        else:
+            step = StepBuffer(num_tokens, num_seqs, torch.device("cpu"), pinned=self.device.type == "cuda")
         fill(step.arrays, batch, rows, self.tables.on_host, self.block_size, settled=settled)
         if capture is not None:
             return self._replay(capture, step, batch, rows)
@@ -159,11 +160,11 @@ class ModelRunner:
     def _replay(self, capture: Capture, step: StepBuffer, batch: Batch, rows: np.ndarray) -> PendingStep:
         """As one graph, which draws for all rows as if they wanted no more than a plain draw."""
         assert self.graphs is not None
-        self.graphs.replay(capture, step)
+        on_host_S, done = self.graphs.replay(capture)
         count = len(rows)
-        logits_SV, tokens_S = capture.logits_SV[:count], capture.tokens_S[:count]
         if self.sampler.plain[rows].all():
-            return self._pending(tokens_S, batch.samples, [])
+            return PendingStep(on_host_S[:count], batch.samples, [], done)
+        logits_SV, tokens_S = capture.logits_SV[:count], capture.tokens_S[:count]
         again = self.sampler.beyond_plain(rows, step.arrays.context_lens_S[:count]) & batch.samples
         everyone = self._drawing(step, batch, rows, np.arange(count))
         if again.all():

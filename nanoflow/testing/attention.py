@@ -17,6 +17,8 @@ from nanoflow.core.types import AttentionInput, Projection
 from nanoflow.testing.batches import Case, context, distance, fill, poison, projections, written_out
 from nanoflow.testing.suite import Suite
 
+Shape = tuple[int, int, int]
+Windows = tuple[int | None, ...]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # (context lengths of decodes, (new tokens, tokens before them) of chunks)
 MIXES: dict[str, tuple[list[int], list[tuple[int, int]]]] = {
@@ -34,9 +36,8 @@ CORNERS: dict[str, tuple[list[int], list[tuple[int, int]]]] = {
 }
 every_mix = pytest.mark.parametrize("mix", MIXES)
 needs_gpu = pytest.mark.skipif(DEVICE.type == "cpu", reason="CUDA graphs need a GPU")
+graph_windows = pytest.mark.parametrize("windows", [(), (None, 300)], ids=["unbounded", "window"])
 graph_shapes = pytest.mark.parametrize("shape", [(2, 128, 16), (2, 128, 256)], ids=["blocks_of_16", "blocks_of_256"])
-
-graph_windows = pytest.mark.parametrize("windows", [(), (None, 300)], ids=["no_windows", "windows"])
 
 
 class AttentionBackendSuite(Suite):
@@ -48,7 +49,7 @@ class AttentionBackendSuite(Suite):
     """
 
     role = "attention"
-    shapes: ClassVar[list[tuple[int, int, int]]] = [
+    shapes: ClassVar[list[Shape]] = [
         (1, 64, 16), (2, 128, 16), (2, 64, 64), (4, 128, 32), (8, 64, 256), (8, 128, 128), (3, 80, 16), (7, 32, 64),
         (1, 256, 16), (2, 8, 1), (4, 8, 3),
     ]  # fmt: skip
@@ -93,7 +94,7 @@ class AttentionBackendSuite(Suite):
         raise AssertionError
 
     @every_mix
-    def test_numbers(self, mix: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    def test_numbers(self, mix: str, shape: Shape, dtype: torch.dtype) -> None:
         """Each mix of decodes and chunks over cached tokens; of the cache, exactly the new slots are written."""
         c = context(*shape, dtype, DEVICE)
         self.check(c, Case.draw(np.random.default_rng(7), c.block_size, *MIXES[mix]))
@@ -120,19 +121,20 @@ class AttentionBackendSuite(Suite):
         c = self.any_context(scale=0.31, num_layers=1)
         self.check(c, Case.draw(np.random.default_rng(1), c.block_size, [20, 3], [(9, 20)]))
 
+    @pytest.mark.parametrize("window", [1, 16, 17, 40, 4096])
+    def test_windows(self, window: int) -> None:
+        """Beside a layer without one: within a block, on its edge, over several, and wider than any context."""
+        c = self.any_context(windows=(window, None))
+        self.check(c, Case.draw(np.random.default_rng(0), c.block_size, [70, 2, 129], [(2, 0), (35, 64)]))
+        c = self.any_context(windows=(window,), num_layers=1)
+        self.check_projection(c, Case.draw(np.random.default_rng(3), c.block_size, [1, 16, 17, 5, 129]), normed=True)
+
     def test_a_block_filled_in_this_step_by_another_sequence(self) -> None:
         """The first sequence of the batch attends to what the second stores in the same step."""
         c = self.any_context(num_layers=1)
         size = c.block_size
         tables = np.array([[0, 2], [0, 1]], np.int32)
         self.check(c, Case(np.array([1, size + 1]), np.array([size + 1, size + 1]), tables, 3))
-
-    @pytest.mark.parametrize("window", [1, 17, 40])
-    @every_mix
-    def test_windows(self, mix: str, window: int) -> None:
-        """In the second of two layers; a backend that has none says so in `supports`."""
-        c = self.any_context(windows=(None, window))
-        self.check(c, Case.draw(np.random.default_rng(7), c.block_size, *MIXES[mix]))
 
     @every_mix
     def test_the_same_again(self, mix: str) -> None:
@@ -174,17 +176,11 @@ class AttentionBackendSuite(Suite):
         assert torch.equal(two.cache(0)[0], before)
 
     @pytest.mark.parametrize("normed", [False, True], ids=["bare", "normed"])
-    def test_projections(self, normed: bool, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    def test_projections(self, normed: bool, shape: Shape, dtype: torch.dtype) -> None:
         """Norm, rotation, storing and attention in one, where the backend has a way for it."""
         c = context(*shape, dtype, DEVICE)
         for decodes in ([1, 300, 16, 17, 5, 128, 129], [1]):
             self.check_projection(c, Case.draw(np.random.default_rng(3), c.block_size, decodes), normed=normed)
-
-    @pytest.mark.parametrize("window", [1, 16, 17, 40])
-    def test_projections_within_windows(self, window: int) -> None:
-        c = self.any_context(windows=(window,), num_layers=1)
-        for decodes in ([1, 16, 17, 5, 129], [33]):
-            self.check_projection(c, Case.draw(np.random.default_rng(3), c.block_size, decodes), normed=True)
 
     @every_mix
     def test_sequences_without_tokens(self, mix: str) -> None:
@@ -196,7 +192,7 @@ class AttentionBackendSuite(Suite):
             pytest.skip("steps with prefill chunks are never captured with it")
         fill(backend, c, case, torch.Generator().manual_seed(0))
         query = projections(c, int(case.query_lens.sum()), torch.Generator().manual_seed(1))[0]
-        exact = written_out(c, case.inputs(c.block_size, c.device), query, backend.cache(0))
+        exact = written_out(c, 0, case.inputs(c.block_size, c.device), query, backend.cache(0))
         inputs, more = case.inputs(c.block_size, c.device), 3
         inputs.query_start_S1 = torch.cat((inputs.query_start_S1, inputs.query_start_S1[-1:].repeat(more)))
         inputs.context_lens_S = torch.cat((inputs.context_lens_S, inputs.context_lens_S.new_ones(more)))
@@ -212,9 +208,7 @@ class AttentionBackendSuite(Suite):
     @graph_shapes
     @graph_windows
     @pytest.mark.parametrize("num_seqs", [1, 5, 64, 256])
-    def test_captured_decodes(
-        self, num_seqs: int, windows: tuple[int | None, ...], shape: tuple[int, int, int], dtype: torch.dtype
-    ) -> None:
+    def test_captured_decodes(self, num_seqs: int, windows: Windows, shape: Shape, dtype: torch.dtype) -> None:
         """Captured for the longest contexts there can be, replayed with others in other blocks; the last rows are
         padding, and an eager step of another kind in between disturbs nothing."""
         c, rng, longest = context(*shape, dtype, DEVICE, windows=windows), np.random.default_rng(0), 1536
@@ -249,8 +243,8 @@ class AttentionBackendSuite(Suite):
             again = [out.clone() for out in outs]
             for layer, out in enumerate(outs):
                 assert out.isfinite().all(), "padding must give finite numbers"
-                caches = stored(backend, layer, c, now.slot_mapping_T, *new[layer][1:])
-                exact = written_out(c, now, new[layer][0], caches, layer)
+                query, key, value = new[layer]
+                exact = written_out(c, layer, now, query, stored(backend, layer, c, now.slot_mapping_T, key, value))
                 self.compare(c, out[:kept], exact[:kept])
             graph.replay()
             assert all(torch.equal(a, b) for a, b in zip(again, outs, strict=True)), "the same again"
@@ -261,12 +255,10 @@ class AttentionBackendSuite(Suite):
     @graph_shapes
     @graph_windows
     @pytest.mark.parametrize("num_tokens", [48, 300])
-    def test_captured_chunks(
-        self, num_tokens: int, windows: tuple[int | None, ...], shape: tuple[int, int, int], dtype: torch.dtype
-    ) -> None:
+    def test_captured_chunks(self, num_tokens: int, windows: Windows, shape: Shape, dtype: torch.dtype) -> None:
         """One capture serves decodes, chunks and both; the rest is a sequence of padding and some of no tokens."""
-        c = context(*shape, dtype, DEVICE, windows=windows)
-        rng, num_seqs, longest = np.random.default_rng(1), 24, 2048
+        c, rng = context(*shape, dtype, DEVICE, windows=windows), np.random.default_rng(1)
+        num_seqs, longest = 24, 2048
         size, width = c.block_size, longest // c.block_size
         num_blocks = num_seqs * width + 1
         backend = self.build(c, num_blocks)
@@ -301,7 +293,7 @@ class AttentionBackendSuite(Suite):
             graph.replay()
             query, key, value = (x[:used] for x in new)
             for layer, out in enumerate(outs):
-                exact = written_out(c, now, query, stored(backend, layer, c, now.slot_mapping_T, key, value), layer)
+                exact = written_out(c, layer, now, query, stored(backend, layer, c, now.slot_mapping_T, key, value))
                 self.compare(c, out[:used], exact)
 
     def check(self, c: AttentionContext, case: Case, seed: int = 0) -> None:
@@ -320,7 +312,7 @@ class AttentionBackendSuite(Suite):
             assert (out.shape, out.dtype) == (query.shape, c.dtype)
             for mine, theirs in zip(backend.cache(layer), caches, strict=True):
                 assert torch.equal(mine, theirs), "forward must write the new tokens' slots and no others"
-            self.compare(c, out, written_out(c, inputs, query, caches, layer))
+            self.compare(c, out, written_out(c, layer, inputs, query, caches))
 
     def check_projection(self, c: AttentionContext, case: Case, *, normed: bool, seed: int = 0) -> None:
         """`project_and_attend` of all layers on a batch of decodes, against the same steps one by one."""
@@ -348,7 +340,7 @@ class AttentionBackendSuite(Suite):
                 return
             for mine, theirs in zip(backend.cache(layer), caches, strict=True):
                 self.compare(c, mine, theirs)
-            self.compare(c, out, written_out(c, inputs, q, caches, layer))
+            self.compare(c, out, written_out(c, layer, inputs, q, caches))
 
     def compare(self, c: AttentionContext, mine: torch.Tensor, exact: torch.Tensor) -> None:
         """Within the bound of the dtype."""

@@ -109,11 +109,12 @@ def poison(like: torch.Tensor) -> None:
 
 
 def written_out(
-    c: AttentionContext, inputs: AttentionInput, query_TNH: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor],
-    layer: int = 0,
+    c: AttentionContext, layer: int, inputs: AttentionInput, query_TNH: torch.Tensor,
+    cache: tuple[torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:  # fmt: skip
-    """Causal attention [T, N, H] of a layer in float64, one sequence at a time, over keys and values [B, P, K, H]."""
-    outputs, first, window = [], 0, c.window(layer)
+    """The layer's attention [T, N, H] in float64, one sequence at a time, over keys and values [B, P, K, H]."""
+    outputs, first = [], 0
+    window = c.window(layer)
     repeat = c.num_heads // c.num_kv_heads
     for row, (new, length) in enumerate(zip(inputs.query_lens.tolist(), inputs.context_lens.tolist(), strict=True)):
         blocks = inputs.block_tables_SB[row, : -(-length // c.block_size)].long()
@@ -123,8 +124,10 @@ def written_out(
         query_NQH = query_TNH[first : first + new].double().transpose(0, 1)
         scores_NQL = query_NQH @ key_NLH.mT * c.scale
         last_Q1 = torch.arange(length - new, length, device=scores_NQL.device).unsqueeze(1)
-        places_L = torch.arange(length, device=scores_NQL.device)
-        unseen_QL = (places_L > last_Q1) | (places_L <= last_Q1 - (window or length))
+        place_L = torch.arange(length, device=scores_NQL.device)
+        unseen_QL = place_L > last_Q1
+        if window is not None:
+            unseen_QL |= place_L <= last_Q1 - window
         weights_NQL = scores_NQL.masked_fill(unseen_QL, -torch.inf).softmax(-1)
         outputs.append((weights_NQL @ value_NLH).transpose(0, 1))
         first += new

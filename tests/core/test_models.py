@@ -18,8 +18,8 @@ from nanoflow.core.parallel import ParallelContext
 from nanoflow.core.registry import Registry
 from nanoflow.plugins.attention.torch_paged import TorchAttention
 from nanoflow.testing.batches import Case
+from nanoflow.testing.ranks import on_ranks
 from tests.core.checkpoints import MAX_MODEL_LEN, OTHERS, Oracle
-from tests.core.ranks import on_ranks
 from tests.core.running import check, is_mixed, recorded
 
 CPU = torch.device("cpu")

@@ -38,6 +38,7 @@ class LargeBatches(AttentionBackendSuite):
 
     @pytest.mark.parametrize("window", [1, 30, 64, 500, 4096])
     def test_large_windows(self, window: int, dtype: torch.dtype) -> None:
+        """In one layer of two."""
         for block_size in BLOCK_SIZES:
             for case in large_cases(block_size):
                 self.check(context(4, 128, block_size, dtype, DEVICE, windows=(window, None)), case)

@@ -16,7 +16,7 @@ from nanoflow.core.interfaces import ModelContext
 from nanoflow.core.layers import Experts, RMSNorm
 from nanoflow.core.layers.experts import route
 from nanoflow.core.parallel import ParallelContext
-from tests.core.ranks import on_ranks
+from nanoflow.testing.ranks import on_ranks
 from tests.core.sentences import raises_sentence
 
 CONTEXT = ModelContext({}, torch.float32, torch.device("cpu"), 32)
