@@ -28,6 +28,10 @@ class Speed:
     bandwidth: float
     flops: float
 
+    def times(self, count: int) -> Speed:
+        """What so many of the device do."""
+        return Speed(count * self.bandwidth, count * self.flops)
+
 
 @dataclass(frozen=True)
 class Work:

@@ -79,6 +79,7 @@ class EngineThread:
         except BaseException as error:  # whatever it is, those who wait must hear of it
             self.failure = self.failure or error
         finally:
+            engine.close()
             self.updates.put(None)
 
     def _obey(self, engine: Engine) -> bool:

@@ -167,7 +167,7 @@ class StepGraphs:
         with torch.cuda.stream(self.stream):
             self._step(buffer, inputs)  # compiles kernels and sizes workspaces, which a capture can't
             self.mailbox.send()
-            graph.capture_begin(self.pool)
+            graph.capture_begin(self.pool, capture_error_mode="thread_local")  # NCCL has a thread that looks on
             logits_SV, tokens_S = self._step(buffer, inputs)
             graph.capture_end()
         torch.cuda.current_stream().wait_stream(self.stream)
