@@ -66,13 +66,13 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
         follow(config, registry, team)
         raise SystemExit(0)
     try:
+        return _build_engine(config, registry, team)
+    except BaseException as error:
         try:
-            return _build_engine(config, registry, team)
-        except RuntimeError:  # such as of a sum that a rank was missing for
-            team.explain()
-            raise
-    except BaseException:
-        team.close()
+            if isinstance(error, RuntimeError):  # such as of a sum that a rank was missing for
+                team.explain()
+        finally:
+            team.close()
         raise
 
 
@@ -89,8 +89,8 @@ def follow(config: Config, registry: Registry, team: Follower) -> None:
     except EOFError:
         return
     except BaseException as error:
-        team.report(error)
-        raise
+        if team.report(error):
+            raise
 
 
 def make_plan(config: Config, registry: Registry, team: Team) -> Plan:

@@ -92,13 +92,13 @@ def _join_torchrun(size: int) -> Team:
     whole = TCPStore(*address, size, is_master=rank == 0 and not torchrun_store, wait_for_workers=False)
     store = PrefixStore(f"nanoflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", whole)
     if rank:
-        host, port, key = store.get("leader").decode().split(" ")
-        link = Client((host, int(port)), authkey=bytes.fromhex(key))
+        port, key = store.get("leader").decode().split(" ")
+        link = Client((address[0], int(port)), authkey=bytes.fromhex(key))
         link.send_bytes(b"%d" % rank)
         return Follower(ParallelContext(rank, size), store, link, local_rank)
-    host, key = socket.gethostbyname(socket.gethostname()), secrets.token_bytes(16)
+    key = secrets.token_bytes(16)
     with Listener(("", 0), backlog=size, authkey=key) as listener:
-        store.set("leader", f"{host} {listener.address[1]} {key.hex()}")
+        store.set("leader", f"{listener.address[1]} {key.hex()}")
         arrived = [listener.accept() for _ in range(size - 1)]
     links = {int(link.recv_bytes()): link for link in arrived}
     for link in arrived:

@@ -321,9 +321,10 @@ class ModelRunner:
 
 def _scored(spans: list[Span], batch: Batch, step: StepBuffer) -> np.ndarray:
     """Tokens of the step that come before those of the spans: their logits are wanted. int64 [L]"""
-    first = dict(zip(batch.sequences, step.arrays.query_start_S1.tolist(), strict=False)) if spans else {}
-    places = [first[span.sequence] + np.arange(span.num_tokens) for span in spans]
-    return np.concatenate([np.empty(0, np.int64), *places])
+    if not spans:
+        return np.empty(0, np.int64)
+    first = dict(zip(batch.sequences, step.arrays.query_start_S1.tolist(), strict=False))
+    return np.concatenate([first[span.sequence] + np.arange(span.num_tokens) for span in spans])
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import threading
 import time
 import weakref
 from contextlib import suppress
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     import torch.distributed as dist
 
 FAILED = b"!"  # begins a report; its time, a blank and the reason follow
-PATIENCE = 2.0  # seconds that ranks have to end by themselves, and their reports to arrive
+PATIENCE = 2.0  # seconds that reports may need to arrive, and a group to close
+LAST_SECONDS = 0.5  # that ranks have to end by themselves, who have nothing to lose
 
 
 class Team:
@@ -68,9 +70,7 @@ class Team:
         """After an error that may come from the loss of another rank: raise as `least` does if so."""
 
     def close(self) -> None:
-        """Leave the others. Rank 0 ends them. May be called again."""
-        if self.parallel.group is not None:
-            self.parallel.group.close()
+        """End the other ranks, if this one is rank 0. May be called again."""
 
 
 class Leader(Team):
@@ -126,8 +126,17 @@ class Leader(Team):
             self.check()
 
     def close(self) -> None:
+        if not self._end.alive:
+            return
+        self.failure = self.failure or "The engine was closed; make a new one."
+        for link in self.links:
+            link.close()
+        # In a thread of its own, for a backend may wait for what its device does, which may wait for ranks to end.
+        leave = self.parallel.group.close if self.parallel.group else lambda: None
+        leaving = threading.Thread(target=leave, daemon=True)
+        leaving.start()
         self._end()
-        super().close()
+        leaving.join(PATIENCE)
 
     def _fail(self, reports: dict[Connection, bytes]) -> NoReturn:
         """Find out which rank failed first, and why, and raise that."""
@@ -191,18 +200,21 @@ class Follower(Team):
         if self.link.poll():  # while this is asked rank 0 sends nothing
             raise EOFError("rank 0 is gone")
 
-    def report(self, error: BaseException) -> None:
-        """Tell rank 0 why this one ends."""
+    def report(self, error: BaseException) -> bool:
+        """Tell rank 0 why this one ends; False if it is gone, which will be why."""
         reason = str(error) if isinstance(error, NanoflowError) else f"{type(error).__name__}: {error}"
-        with suppress(OSError):
+        try:
             self.link.send_bytes(FAILED + f"{time.time()} {' '.join(reason.split())}".encode())
+        except OSError:
+            return False
+        return True
 
 
 def _end(links: list[Connection], processes: list[subprocess.Popen[bytes]]) -> None:
     """Let the processes end, which they do when they hear no more, and end those that can't hear."""
     for link in links:
         link.close()
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + LAST_SECONDS
     for process in processes:
         try:
             process.wait(max(0, deadline - time.monotonic()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanoflow import LLM, SamplingParams
+from nanoflow import LLM, AsyncLLM, SamplingParams
 from nanoflow.core.errors import CheckpointError, ConfigError, NanoflowError
 from nanoflow.core.parallel import ParallelContext
 from nanoflow.core.step import StepBuffer
@@ -117,6 +119,14 @@ def test_a_killed_rank_ends_the_engine(oracle: Oracle) -> None:
     llm.close()
 
 
+def test_an_engine_that_nobody_has_any_more_ends_its_ranks(oracle: Oracle) -> None:
+    llm = start(oracle)
+    ended = pids(llm)
+    del llm
+    gc.collect()
+    await_end(ended)
+
+
 def test_a_rank_that_raises_ends_the_engine(oracle: Oracle) -> None:
     with start(oracle) as llm:
         ended = pids(llm)
@@ -208,7 +218,7 @@ def test_a_rank_that_was_killed_comes_before_those_that_complain(channel: tuple[
 
 
 PROGRAM = """
-from nanoflow import LLM, SamplingParams
+from nanoflow import LLM, AsyncLLM, SamplingParams
 llm = LLM({folder!r}, tensor_parallel_size=2, device="cpu", num_kv_blocks=256, block_size=4)
 print(*[process.pid for process in llm.engine.runner.team.processes], flush=True)
 for output in llm.stream([[1, 2, 3]] * 8, SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)):
@@ -243,3 +253,35 @@ def test_the_same_program_under_torchrun(oracle: Oracle, tmp_path: Path) -> None
     with start(oracle, size=1) as alone:
         (expected,) = tokens(alone.generate([[1, 2, 3]], greedy(200), use_tqdm=False))
     assert outputs.count(expected) == 8
+
+
+def test_async_engine(oracle: Oracle) -> None:
+    reference = oracle("plain")
+
+    async def answer() -> tuple[list[list[int]], list[int]]:
+        options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "block_size": 4, "num_kv_blocks": 256}
+        async with AsyncLLM(str(reference.folder), tensor_parallel_size=2, **options) as llm:
+            assert llm._engine is not None
+            ended = [process.pid for process in llm._engine.runner.team.processes]  # type: ignore[attr-defined]
+
+            async def read(prompt: list[int]) -> list[int]:
+                return [output["token_ids"] async for output in llm.generate(prompt, greedy())][-1]
+
+            found = await asyncio.gather(*map(read, reference.prompts[:4]))
+        return found, ended
+
+    found, ended = asyncio.run(answer())
+    assert found == reference.outputs[:4]
+    assert not any(map(is_running, ended))
+
+
+def test_the_command_line() -> None:
+    command = [sys.executable, "-m", "nanoflow", "run", "engine.tensor_parallel_size=2", "engine.device=cpu"]
+    command += ["prompts=[HAMLET:]", "sampling.max_tokens=3"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "2 x cpu" in result.stdout + result.stderr
+    refused = subprocess.run([*command, "engine.tensor_parallel_size=3"], capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "tensor_parallel_size is 3" in refused.stderr
