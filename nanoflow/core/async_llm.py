@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
@@ -22,6 +24,8 @@ from nanoflow.core.prompts import Message, Prompt, encode, encode_chats
 from nanoflow.core.registry import Registry
 from nanoflow.core.request import Update
 from nanoflow.core.types import EngineStats, RequestOutput
+
+LONGEST_TURN = 0.1  # seconds to wait for an event loop that is busy, or has stopped
 
 
 class AsyncLLM:
@@ -61,6 +65,10 @@ class AsyncLLM:
         self._numbers = count()
         self._engine: Engine | None = engine
         self._failure: BaseException | None = None
+        # Streams make many objects, so that full collections come often. Each would look at all of torch's and hold up
+        # everything for 0.2 seconds; what is there by now is left out of them until `close`.
+        gc.collect()
+        gc.freeze()
         self._thread = EngineThread(engine, self._post_outputs, self._post_end)
 
     def generate(
@@ -120,6 +128,7 @@ class AsyncLLM:
         """End all requests as `abort` does, and let go of the model and the KV cache. May be called twice."""
         self._engine = None
         await asyncio.to_thread(self._thread.stop)
+        gc.unfreeze()
         await asyncio.sleep(0)  # what the threads posted last
 
     async def __aenter__(self) -> AsyncLLM:
@@ -194,7 +203,10 @@ class AsyncLLM:
     # Called in the outputs' thread.
 
     def _post_outputs(self, outputs: list[RequestOutput]) -> None:
-        self._post(self._take_outputs, outputs)
+        """Hand outputs over, and wait until their readers had their turn."""
+        seen = threading.Event()
+        self._post(self._take_outputs, outputs, seen)
+        seen.wait(LONGEST_TURN)
 
     def _post_end(self, failure: BaseException | None) -> None:
         self._failure = failure
@@ -207,7 +219,7 @@ class AsyncLLM:
 
     # Called in the event loop.
 
-    def _take_outputs(self, outputs: list[RequestOutput]) -> None:
+    def _take_outputs(self, outputs: list[RequestOutput], seen: threading.Event) -> None:
         for output in outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:
@@ -215,6 +227,7 @@ class AsyncLLM:
                 stream.put(output)
                 if output.finished:
                     self._names.pop(stream.request_id, None)
+        asyncio.get_running_loop().call_soon(seen.set)  # after the readers, who are in the queue already
 
     def _take_end(self) -> None:
         for stream in self._streams.values():

@@ -81,7 +81,7 @@ class AttentionContext:
         dtype: of queries, keys, values and the cache.
         device: where everything lives.
         windows: for each layer how many tokens, the last ones up to and with itself, a token attends to, None for all
-            of them. Empty if there are no windows.
+            of them. Empty if there are no windows. A backend that knows none says so in `supports`.
     """
 
     num_layers: int

@@ -168,6 +168,7 @@ class LLM:
         """Let go of the model and the KV cache; the object can't generate any more. May be called twice."""
         if not self._closed:
             self._closed = True
+            self._engine.close()
             del self._engine
 
     def __enter__(self) -> LLM:

@@ -8,7 +8,7 @@ from nanoflow.bench.options import LatencyOptions, ServingOptions, ThroughputOpt
 from nanoflow.cli.settings import DEFAULTS, Settings
 from nanoflow.core.config import BUNDLED_CHECKPOINT, EngineConfig, PluginChoice, SamplingParams, option
 
-CHECKPOINT_HELP = "a folder, a Hub id, bard, or qwen3-0.6b to qwen3-32b for engine.load_format=dummy"
+CHECKPOINT_HELP = "a folder, a Hub id, bard, or qwen3-0.6b to qwen3-32b, qwen3-30b-a3b for engine.load_format=dummy"
 
 
 @dataclass(frozen=True)
