@@ -21,7 +21,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from nanoflow.cli.bench.settings import LatencyConfig, ThroughputConfig
+from nanoflow.cli.bench.settings import LatencyConfig, ServingConfig, ThroughputConfig
 from nanoflow.cli.chat_settings import ChatConfig
 from nanoflow.cli.settings import RunConfig, Settings, sections
 from nanoflow.core.config import ROLES
@@ -37,6 +37,7 @@ PRIMARIES: dict[str, tuple[str, type[Settings]]] = {
     "chat": ("chat", ChatConfig),
     "throughput": ("bench", ThroughputConfig),
     "latency": ("bench", LatencyConfig),
+    "serving": ("bench", ServingConfig),
 }
 
 

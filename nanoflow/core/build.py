@@ -174,6 +174,7 @@ def _build_runner(
         num_kv_heads=parallel.share_kv_heads(model.num_kv_heads).length,
         head_dim=model.head_dim,
         scale=model.scale,
+        windows=model.windows,
         block_size=options.block_size,
         dtype=plan.dtype,
         device=device,

@@ -145,6 +145,7 @@ class SamplingParams:
     truncate_prompt_tokens: int | None = option(
         None, "use only so many last tokens of the prompt; -1: as many as leave room for max_tokens"
     )
+    priority: int = option(0, "who goes first with scheduler=priority: smaller is earlier")
     structured_outputs: StructuredOutputsParams | None = option(
         None, "what the output must match: one of json, regex, choice, grammar, json_object"
     )
@@ -211,6 +212,7 @@ class SamplingParams:
         length = self.truncate_prompt_tokens
         require(length is None or (is_int(length) and (length >= 1 or length == -1)), "truncate_prompt_tokens", length,
                 "an integer >= 1, -1 for what fits, or None")  # fmt: skip
+        require(is_int(self.priority), "priority", self.priority, "an integer")
         require(self.structured_outputs is None or isinstance(self.structured_outputs, StructuredOutputsParams),
                 "structured_outputs", self.structured_outputs, "a StructuredOutputsParams or None")  # fmt: skip
 

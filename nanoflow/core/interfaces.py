@@ -80,6 +80,8 @@ class AttentionContext:
         block_size: P, tokens in a block.
         dtype: of queries, keys, values and the cache.
         device: where everything lives.
+        windows: for each layer how many tokens, the last ones up to and with itself, a token attends to, None for all
+            of them. Empty if there are no windows. A backend that knows none says so in `supports`.
     """
 
     num_layers: int
@@ -90,6 +92,16 @@ class AttentionContext:
     block_size: int
     dtype: torch.dtype
     device: torch.device
+    windows: tuple[int | None, ...] = ()
+
+    def window(self, layer: int) -> int | None:
+        """The window of this layer."""
+        return self.windows[layer] if self.windows else None
+
+    @property
+    def distinct_windows(self) -> set[int | None]:
+        """The windows that layers have, each once; what depends on a window and the batch is planned once for each."""
+        return set(self.windows or (None,))
 
     @property
     def bytes_per_block(self) -> int:
@@ -263,7 +275,8 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def attend(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
-        """Attend causally over each sequence's context in the cache, in which this step's tokens are stored already.
+        """Attend causally over each sequence's context in the cache, in which this step's tokens are stored already,
+        and within the layer's window if it has one (`AttentionContext.windows`).
 
         Returns [T, N, H] in the query's dtype. The query may be a view with strides; its last dim is contiguous.
         """
@@ -296,8 +309,8 @@ class ModelArch(ABC):
     """A model: from token ids to hidden states to logits, and how checkpoint names map onto its parameters.
 
     Attributes:
-        num_layers, num_heads, num_kv_heads, head_dim, scale: its attention shapes, as in `AttentionContext`, but with
-            the heads of all ranks together.
+        num_layers, num_heads, num_kv_heads, head_dim, scale, windows: its attention shapes, as in `AttentionContext`,
+            but with the heads of all ranks together.
         vocab_size: V, of all ranks together.
     """
 
@@ -306,6 +319,7 @@ class ModelArch(ABC):
     num_kv_heads: int
     head_dim: int
     scale: float
+    windows: tuple[int | None, ...] = ()
     vocab_size: int
 
     @abstractmethod

@@ -142,8 +142,9 @@ class ModelRunner:
         if self.graphs is not None and not spans:  # captured steps keep the logits of last tokens only
             capture = self.graphs.find(num_tokens, num_seqs, settled=settled)
         if capture is not None:
-            num_tokens, num_seqs = capture.buffer.num_tokens, capture.buffer.num_seqs
-        step = StepBuffer(num_tokens, num_seqs, torch.device("cpu"), pinned=self.device.type == "cuda")
+            step = self.graphs.open(capture)
+        else:
+            step = StepBuffer(num_tokens, num_seqs, torch.device("cpu"), pinned=self.device.type == "cuda")
         fill(step.arrays, batch, rows, self.tables.on_host, self.block_size, settled=settled)
         scored_L = _scored(spans, batch, step)
         if self.send is not None:
@@ -164,7 +165,8 @@ class ModelRunner:
             assert self.graphs is not None
             capture = self.graphs.find(work.step.num_tokens, work.step.num_seqs, settled=work.settled)
             assert capture is not None
-            self.graphs.replay(capture, work.step)
+            self.graphs.open(capture).memory.copy_(work.step.memory)
+            self.graphs.replay(capture)
         else:
             hidden_TD = self._forward(work.step, work.num_decodes, work.settled)
             for start in range(0, len(work.scored_L), ROWS):  # as `top_logprobs` asks for them
@@ -220,11 +222,11 @@ class ModelRunner:
     def _replay(self, capture: Capture, step: StepBuffer, batch: Batch, rows: np.ndarray) -> PendingStep:
         """As one graph, which draws for all rows as if they wanted no more than a plain draw."""
         assert self.graphs is not None
-        self.graphs.replay(capture, step)
+        on_host_S, done = self.graphs.replay(capture)
         count = len(rows)
-        logits_SV, tokens_S = capture.logits_SV[:count], capture.tokens_S[:count]
         if self.sampler.plain[rows].all():
-            return self._pending(tokens_S, batch.samples, [])
+            return PendingStep(on_host_S[:count], batch.samples, [], done, self.watched)
+        logits_SV, tokens_S = capture.logits_SV[:count], capture.tokens_S[:count]
         again = self.sampler.beyond_plain(rows, step.arrays.context_lens_S[:count]) & batch.samples
         everyone = self._drawing(step, batch, rows, np.arange(count))
         if again.all():
@@ -303,7 +305,12 @@ class ModelRunner:
         on_host = _to_host(tokens_S), samples, [part.map(_to_host) for part in logprobs]
         done = torch.cuda.Event()
         done.record()
-        return PendingStep(*on_host, done, self.team if self.team.parallel.size > 1 else None)
+        return PendingStep(*on_host, done, self.watched)
+
+    @property
+    def watched(self) -> Team | None:
+        """As `PendingStep.team`."""
+        return self.team if self.team.parallel.size > 1 else None
 
     def close(self) -> None:
         """End the other ranks, if there are any. Nothing can be submitted then; may be called again."""

@@ -49,12 +49,23 @@ class StepBuffer:
         num_seqs: S.
         arrays: views of the memory as numpy arrays; on the host only.
         tensors: the same as tensors.
+        memory: uint8 [`num_bytes`].
     """
 
-    def __init__(self, num_tokens: int, num_seqs: int, device: torch.device, *, pinned: bool = False) -> None:
+    def __init__(
+        self, num_tokens: int, num_seqs: int, device: torch.device, *, pinned: bool = False,
+        memory: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.num_tokens, self.num_seqs = num_tokens, num_seqs
-        num_bytes = 8 * (3 * num_tokens + 2 * num_seqs) + 4 * (2 * num_seqs + 1)
-        self.memory = torch.empty(num_bytes, dtype=torch.uint8, device=device, pin_memory=pinned)
+        if memory is None:
+            size = self.num_bytes(num_tokens, num_seqs)
+            memory = torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
+        self.memory = memory
+
+    @staticmethod
+    def num_bytes(num_tokens: int, num_seqs: int) -> int:
+        """Bytes that a step of T tokens in S sequences takes."""
+        return 8 * (3 * num_tokens + 2 * num_seqs) + 4 * (2 * num_seqs + 1)
 
     @property
     def arrays(self) -> StepInput:

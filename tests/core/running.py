@@ -9,7 +9,7 @@ from typing import Any
 from nanoflow import LLM, SamplingParams
 from nanoflow.core.engine import Engine
 from nanoflow.core.types import Batch, RequestOutput
-from tests.core.checkpoints import NUM_OUTPUT_TOKENS, Reference
+from nanoflow.testing.checkpoints import NUM_OUTPUT_TOKENS, Reference
 
 
 def greedy(max_tokens: int = NUM_OUTPUT_TOKENS, **options: Any) -> SamplingParams:

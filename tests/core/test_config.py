@@ -39,6 +39,7 @@ SAMPLING_REFUSED: dict[str, list[Any]] = {
     "detokenize": [0, 1, None, "true"],
     "skip_special_tokens": [0, 1, None, "true"],
     "truncate_prompt_tokens": [0, -2, 1.5, "5", True, NAN],
+    "priority": [1.5, "1", None, True],
     "structured_outputs": ["a+", {"regex": "a+"}, True],
 }
 STRUCTURED_REFUSED: dict[str, list[Any]] = {
@@ -73,6 +74,7 @@ SAMPLING_TAKEN: dict[str, list[Any]] = {
     "detokenize": [True, False],
     "skip_special_tokens": [True, False],
     "truncate_prompt_tokens": [None, 1, -1, 10**9],
+    "priority": [0, -5, 10**9],
     "structured_outputs": [None, StructuredOutputsParams(regex="a+")],
 }
 ENGINE_REFUSED: dict[str, list[Any]] = {

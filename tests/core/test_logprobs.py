@@ -11,7 +11,8 @@ import torch
 from nanoflow import LLM, Logprob, RequestOutput, SamplingParams
 from nanoflow.core import logprobs as module
 from nanoflow.core.types import Sequence
-from tests.core.checkpoints import VOCAB_SIZE, Oracle, Reference
+from nanoflow.testing.checkpoints import Reference
+from tests.core.checkpoints import VOCAB_SIZE, Oracle
 from tests.core.running import greedy, recorded, tokens
 from tests.core.scripted import byte_level, scripted_llm
 

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from nanoflow.core.interfaces import ModelContext
 from nanoflow.core.kernels.linear import Tile, Vector
-from nanoflow.core.layers import Embedding, GatedLinear, Linear, RMSNorm
+from nanoflow.core.layers import Embedding, Experts, GatedLinear, Linear, RMSNorm
 from nanoflow.core.sampler import Filters, sample
 from tests.core.kernels import checks
 
@@ -67,6 +67,45 @@ def test_tile(rows: int, outputs: int, size: int, splits: int, gated: bool, dtyp
         checks.check_tile(rows, outputs, size, gated, splits == 1, Tile(*values), dtype, "cuda")
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 2, 17, 64, 300, 1000, 3000])
+@pytest.mark.parametrize(
+    ("size", "inner", "num_experts", "num_chosen"), [(2048, 768, 128, 8), (1000, 184, 60, 4), (256, 512, 8, 2)]
+)
+def test_experts(size: int, inner: int, num_experts: int, num_chosen: int, tokens: int, dtype: torch.dtype) -> None:
+    checks.check_experts(tokens, size, inner, num_experts, num_chosen, tokens % 2 == 0, None, dtype, "cuda")
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 500])
+def test_experts_in_a_graph(tokens: int) -> None:
+    """Captured with all tokens at one expert, and replayed with others."""
+    context = ModelContext({}, torch.bfloat16, torch.device("cuda"), 16)
+    layer = Experts(context, 1024, 256, 64, 4, renormalize=True)
+    norm = RMSNorm(context, 1024, 1e-6)
+    norm.weight.fill_(1)
+    filled(layer.router)
+    for weight in (layer.gate_up_X2FD, layer.down_XDF):
+        weight.copy_(torch.randn_like(weight) / weight.shape[-1] ** 0.5)
+    x = checks.random(tokens, 1024, dtype=torch.bfloat16, device="cuda")
+    start = x[:1].repeat(tokens, 1)
+
+    def block() -> torch.Tensor:
+        return norm.add(*layer(norm, None, start.clone()))[0]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        block()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = block()
+    start.copy_(x)
+    for _ in range(3):
+        out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out, block()), "the same bits, in a graph or not, at each time"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("rows", "ties"), [(1, False), (5, True), (64, False)])
 def test_sampling(rows: int, ties: bool, dtype: torch.dtype) -> None:
@@ -84,6 +123,11 @@ def test_adjust(rows: int, biased: bool, penalized: bool, dtype: torch.dtype) ->
 @pytest.mark.parametrize(("num_tokens", "num_seqs", "width"), [(1, 1, 3), (256, 256, 2560), (2048, 200, 100)])
 def test_gather_rows(num_tokens: int, num_seqs: int, width: int) -> None:
     checks.check_gather_rows(num_tokens, num_seqs, width, 16, "cuda")
+
+
+@pytest.mark.parametrize(("num_tokens", "num_seqs"), [(2, 1), (8192, 257)])
+def test_mailbox(num_tokens: int, num_seqs: int) -> None:
+    checks.check_mailbox(num_tokens, num_seqs, "cuda")
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -15,7 +15,7 @@ from nanoflow.core.errors import ConfigError
 from nanoflow.core.interfaces import ModelContext
 from nanoflow.core.layers import ColumnParallelLinear, Embedding, GatedLinear, Linear, QKVLinear, RowParallelLinear
 from nanoflow.core.parallel import ParallelContext, Shard, Share
-from tests.core.ranks import on_ranks
+from nanoflow.testing.ranks import on_ranks
 from tests.core.sentences import raises_sentence
 
 WHOLE = ModelContext({}, torch.float32, torch.device("cpu"), 32)
