@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
+import threading
+import time
 import traceback
 from multiprocessing.connection import Connection
 
 from nanoflow.core.errors import NanoflowError
 
+GRACE = 0.2  # seconds to end in order
+HANG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)
+
 
 def main(fd: int) -> int:
     """Compute what rank 0 sends until it is gone; the exit code."""
+    threading.Thread(target=end_with_rank_0, args=(fd,), daemon=True).start()
     from nanoflow.core.build import follow
     from nanoflow.core.launch import join_leader
     from nanoflow.core.registry import Registry
@@ -28,6 +35,19 @@ def main(fd: int) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def end_with_rank_0(fd: int) -> None:
+    """Wait until the other end of the socket is closed, then end this process, whatever it does.
+
+    It may be waiting for a device that waits for a rank that is gone. What is still to be read from the socket does
+    not matter then.
+    """
+    closed = select.poll()
+    closed.register(fd, HANG_UP)
+    closed.poll()
+    time.sleep(GRACE)
+    os._exit(0)
 
 
 if __name__ == "__main__":

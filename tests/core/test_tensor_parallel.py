@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -240,6 +241,28 @@ def test_nothing_is_left_of_an_interrupted_program(how: signal.Signals, oracle: 
         program.stdout.close()
         assert program.wait(SOON) != 0
     await_end(workers)
+
+
+def test_a_rank_that_hangs_ends_with_rank_0() -> None:
+    """Even if there are messages that it has not read."""
+    code = """
+import sys, threading, time
+from nanoflow.core.worker import end_with_rank_0
+threading.Thread(target=end_with_rank_0, args=(int(sys.argv[1]),), daemon=True).start()
+print("ready", flush=True)
+time.sleep(100)
+"""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-c", code, str(theirs.fileno())]
+    with theirs, subprocess.Popen(command, stdout=subprocess.PIPE, pass_fds=[theirs.fileno()]) as process:
+        assert process.stdout is not None
+        theirs.close()
+        ours.sendall(b"a step")
+        process.stdout.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        ours.close()
+        assert process.wait(SOON) == 0
 
 
 def test_the_same_program_under_torchrun(oracle: Oracle, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from typing import Any
 
@@ -11,11 +13,8 @@ import pytest
 import torch
 
 from nanoflow import LLM, SamplingParams
-from nanoflow.core.errors import NanoflowError
-from nanoflow.core.team import Leader
 from tests.core.checkpoints import Oracle
-from tests.core.running import check, engine_of, greedy, tokens
-from tests.core.sentences import raises_sentence
+from tests.core.running import check, engine_of, tokens
 
 SOON = 30  # seconds
 
@@ -71,17 +70,35 @@ def test_sampling_is_that_of_one_gpu(oracle: Oracle) -> None:
     assert drawn[1] == drawn[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"one_shot_kib": 512}])
-def test_a_killed_rank_ends_the_engine(oracle: Oracle, options: dict[str, Any]) -> None:
-    with start(oracle, 2, **options) as llm:
-        team = engine_of(llm).runner.team
-        assert isinstance(team, Leader)
-        with raises_sentence(NanoflowError, "Rank 1 of 2 failed", "SIGKILL"):
-            for number, _ in enumerate(llm.stream([[1, 2, 3]], greedy(400))):
-                if number == 3:
-                    os.kill(team.processes[0].pid, signal.SIGKILL)
-                    began = time.monotonic()
-        assert time.monotonic() - began < SOON
+KILL = """
+import os, signal
+from nanoflow import LLM, SamplingParams
+llm = LLM({folder!r}, tensor_parallel_size=2, device="cuda", num_kv_blocks=512, max_model_len=512, one_shot_kib={kib})
+params = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+for number, output in enumerate(llm.stream([[1, 2, 3]], params)):
+    if number == 3:
+        print("now", flush=True)
+        os.kill(llm.engine.runner.team.processes[0].pid, signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("one_shot_kib", [0, 512])
+def test_a_killed_rank_ends_the_engine(oracle: Oracle, one_shot_kib: int) -> None:
+    """And the program with it, whose GPU waits for a rank that is gone."""
+    code = KILL.format(folder=str(oracle("bard").folder), kib=one_shot_kib)
+    command = [sys.executable, "-X", "faulthandler", "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        killer = threading.Timer(200, program.send_signal, [signal.SIGABRT])  # it writes where it hangs
+        killer.start()
+        assert program.stdout.readline() == "now\n", program.communicate()[1]
+        began = time.monotonic()
+        _, errors = program.communicate()
+        killer.cancel()
+    assert "NanoflowError: Rank 1 of 2 failed" in errors, errors
+    assert "SIGKILL" in errors
+    assert program.returncode == 1, errors
+    assert time.monotonic() - began < SOON, errors
 
 
 def test_two_engines_side_by_side(oracle: Oracle) -> None:
