@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nanoflow.core import checkpoint, graphs, memory
+from nanoflow.core.checked import CheckedBlockManager, CheckedScheduler
 from nanoflow.core.config import Config, EngineConfig, SamplingParams, SchedulerConfig
 from nanoflow.core.engine import Engine
 from nanoflow.core.errors import CheckpointError, ConfigError
@@ -46,7 +47,7 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
     model_entry, model_options = registry.model_for(config.model, hf_config.get("architectures") or [])
     model_context = ModelContext(hf_config, dtype, device, max_model_len)
     with torch.inference_mode():
-        model: ModelArch = model_entry.component.build(model_options, model_context)
+        model: ModelArch = model_entry.build(model_options, model_context)
         if options.load_format == "dummy":
             checkpoint.fill_random(model.weights(), options.seed)
         else:
@@ -71,7 +72,7 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
     blocks_entry, blocks_options = registry.resolve("block_manager", config.block_manager)
 
     def build_attention() -> AttentionBackend:
-        return attention_entry.component.build(attention_options, attention_context)
+        return attention_entry.build(attention_options, attention_context)
 
     def build_runner(attention: AttentionBackend, padding_block: int) -> ModelRunner:
         return ModelRunner(
@@ -102,8 +103,12 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
     runner = build_runner(attention, padding_block=num_blocks)
     if decodes:
         runner.capture(decodes, tokens)
-    block_manager = blocks_entry.component.build(blocks_options, BlockManagerContext(num_blocks, options.block_size))
-    scheduler = scheduler_entry.component.build(limits, SchedulerContext(block_manager, max_model_len))
+    block_manager = blocks_entry.build(blocks_options, BlockManagerContext(num_blocks, options.block_size))
+    if options.debug:
+        block_manager = CheckedBlockManager(block_manager, str(blocks_entry))
+    scheduler = scheduler_entry.build(limits, SchedulerContext(block_manager, max_model_len))
+    if options.debug:
+        scheduler = CheckedScheduler(scheduler, str(scheduler_entry), limits, block_manager)
 
     tokenizer = Tokenizer.load(folder)
     eos_token_ids = checkpoint.eos_token_ids(folder, hf_config)
