@@ -125,9 +125,7 @@ class CheckedScheduler(Scheduler):
         PluginError: from any call after which a promise of `Scheduler` does not hold.
     """
 
-    def __init__(
-        self, scheduler: Scheduler, plugin: str, limits: SchedulerConfig, blocks: CheckedBlockManager
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, plugin: str, limits: SchedulerConfig, blocks: CheckedBlockManager) -> None:
         self.scheduler = scheduler
         self.plugin = plugin
         self.limits = limits
@@ -211,12 +209,16 @@ class CheckedScheduler(Scheduler):
         """One entry of a batch, given what was to compute and what was computed (None: no blocks) before it."""
         sequence, start, num_tokens = batch.sequences[index], batch.starts[index], batch.num_tokens[index]
         if due == 0:
-            self._fail(sequence, "it is in the batch, though it has nothing to compute until its token in flight is there")
+            self._fail(
+                sequence, "it is in the batch, though it has nothing to compute until its token in flight is there"
+            )
         if computed is not None and start != computed:
             self._fail(sequence, f"its chunk starts at {start}, though {computed} tokens are computed")
         end = start + num_tokens
         if num_tokens < 1 or end > sequence.num_tokens - batch.samples[index]:
-            self._fail(sequence, f"its chunk of {num_tokens} tokens from {start} on goes beyond its tokens, or is empty")
+            self._fail(
+                sequence, f"its chunk of {num_tokens} tokens from {start} on goes beyond its tokens, or is empty"
+            )
         if len(sequence.block_table) * self.blocks.block_size < end:
             self._fail(
                 sequence, f"it has {len(sequence.block_table)} blocks of {self.blocks.block_size} tokens, and its "

@@ -94,7 +94,11 @@ class Registry:
     """
 
     def __init__(
-        self, entries: Iterable[Entry], config_packages: dict[str, str], problems: list[str], blocked: Iterable[str] = ()
+        self,
+        entries: Iterable[Entry],
+        config_packages: dict[str, str],
+        problems: list[str],
+        blocked: Iterable[str] = (),
     ) -> None:
         self.config_packages = config_packages
         self.problems = problems
@@ -349,7 +353,9 @@ def _check_hooks(manager: pluggy.PluginManager, plugin: Any) -> None:
         if hook not in known and not options.get("optionalhook"):
             raise PluginError(f"there is no hook {hook!r}; there are: {', '.join(known)}.{did_you_mean(hook, known)}")
         parameters = inspect.signature(getattr(plugin, name)).parameters.values()
-        needed = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        needed = [
+            p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
         if needed:
             raise PluginError(f"hook {hook} takes no arguments, but is defined as {name}({', '.join(needed)})")
 
