@@ -254,7 +254,7 @@ def use(backend: TritonAttention, settings: DecodeSettings | PrefillSettings) ->
         backend.prefiller = TritonPrefill(backend.context, settings)
     else:
         backend.decoder = TritonDecode(backend.context, settings, limits(backend.context.device)[0])
-        backend.plan_decode = lambda inputs: setattr(backend, "shares", backend.decoder.shares(inputs))
+        backend.plan_decode = lambda inputs: setattr(backend, "shares", {None: backend.decoder.shares(inputs)})
 
 
 def tune(bandwidth: float) -> dict:

@@ -55,10 +55,11 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
 
     attention_context = AttentionContext(
         num_layers=model.num_layers,
-        num_heads=model.num_heads,
-        num_kv_heads=model.num_kv_heads,
+        num_heads=model_context.parallel.share(model.num_heads, "query heads").length,
+        num_kv_heads=model_context.parallel.share_kv_heads(model.num_kv_heads).length,
         head_dim=model.head_dim,
         scale=model.scale,
+        windows=model.windows,
         block_size=options.block_size,
         dtype=dtype,
         device=device,

@@ -11,6 +11,7 @@ import torch
 
 from nanoflow.core.config import SamplingParams
 from nanoflow.core.errors import CheckpointError, ConfigError, did_you_mean
+from nanoflow.core.parallel import Shard
 
 ASSETS = Path(__file__).parent.parent / "assets"
 INDEX = "model.safetensors.index.json"
@@ -101,8 +102,8 @@ def eos_token_ids(folder: Path, hf_config: dict[str, Any]) -> frozenset[int]:
     return frozenset(ids)
 
 
-def load_weights(folder: Path, targets: dict[str, torch.Tensor | None]) -> None:
-    """Copy every tensor of the checkpoint into its target, one at a time, straight from the mapped file.
+def load_weights(folder: Path, targets: dict[str, torch.Tensor | Shard | None]) -> None:
+    """Copy every tensor of the checkpoint, or the part that is wanted, into its target, straight from the mapped file.
 
     Args:
         folder: holds one `*.safetensors` file, or several with an index.
@@ -113,7 +114,7 @@ def load_weights(folder: Path, targets: dict[str, torch.Tensor | None]) -> None:
     """
     missing = {name for name, target in targets.items() if target is not None}
     for file in _weight_files(folder):
-        for name, tensor in _read_tensors(file):
+        for name, stored in _stored_tensors(file):
             if name not in targets and name.endswith(".rotary_emb.inv_freq"):
                 continue  # old checkpoints hold it; it follows from the config
             if name not in targets:
@@ -121,11 +122,15 @@ def load_weights(folder: Path, targets: dict[str, torch.Tensor | None]) -> None:
             target = targets[name]
             if target is None:
                 continue
-            if target.shape != tensor.shape:
+            whole = target.whole_shape if isinstance(target, Shard) else list(target.shape)
+            if whole != stored.get_shape():
                 raise CheckpointError(
-                    f"{file}: {name!r} has shape {list(tensor.shape)}, but config.json asks for {list(target.shape)}."
+                    f"{file}: {name!r} has shape {stored.get_shape()}, but config.json asks for {whole}."
                 )
-            target.copy_(tensor)
+            if isinstance(target, Shard):
+                target.target.copy_(stored[target.index])
+            else:
+                target.copy_(stored[:])
             missing.discard(name)
     if missing:
         names = ", ".join(sorted(missing)[:3])
@@ -134,16 +139,23 @@ def load_weights(folder: Path, targets: dict[str, torch.Tensor | None]) -> None:
         )
 
 
-def fill_random(targets: dict[str, torch.Tensor | None], seed: int) -> None:
-    """Random weights for `load_format=dummy`: norms 1, biases 0, the rest normal with deviation 0.02."""
+def fill_random(targets: dict[str, torch.Tensor | Shard | None], seed: int) -> None:
+    """Random weights for `load_format=dummy`: norms 1, biases 0, the rest normal with deviation 0.02.
+
+    They don't depend on how many ranks share them.
+    """
     for index, (name, target) in enumerate(targets.items()):
         if target is None:
             continue
-        if target.dim() == 1:
-            target.fill_(0.0 if name.endswith(".bias") else 1.0)
-        else:
-            generator = torch.Generator(target.device).manual_seed((seed + index) % 2**63)
-            target.normal_(0.0, 0.02, generator=generator)
+        part = target.target if isinstance(target, Shard) else target
+        if part.dim() == 1:
+            part.fill_(0.0 if name.endswith(".bias") else 1.0)
+            continue
+        whole = part.new_empty(target.whole_shape) if isinstance(target, Shard) else part
+        generator = torch.Generator(part.device).manual_seed((seed + index) % 2**63)
+        whole.normal_(0.0, 0.02, generator=generator)
+        if isinstance(target, Shard):
+            part.copy_(whole[target.index])
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -164,13 +176,14 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _read_tensors(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def _stored_tensors(file: Path) -> Iterator[tuple[str, Any]]:
+    """Names, and safetensors' slices, which read what they are indexed with."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                yield name, tensors.get_tensor(name)
+                yield name, tensors.get_slice(name)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is not a readable safetensors file ({error}); copy it again.") from error
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nanoflow.core.parallel import ParallelContext, Shard
 from nanoflow.core.types import AttentionInput, Batch, Projection, Sequence
 
 if TYPE_CHECKING:
@@ -56,12 +57,14 @@ class ModelContext:
         dtype: of parameters and activations.
         device: where parameters live.
         max_model_len: most tokens in a sequence.
+        parallel: this rank among those that share the model; layers split themselves by it.
     """
 
     hf_config: dict[str, Any]
     dtype: torch.dtype
     device: torch.device
     max_model_len: int
+    parallel: ParallelContext = field(default_factory=ParallelContext)
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,15 @@ class AttentionContext:
 
     Attributes:
         num_layers: layers with attention, each with its own cache.
-        num_heads: N, query heads.
-        num_kv_heads: K, a divisor of N.
+        num_heads: N, query heads of this rank.
+        num_kv_heads: K, this rank's; a divisor of N.
         head_dim: H.
         scale: factor on the scores before softmax.
         block_size: P, tokens in a block.
         dtype: of queries, keys, values and the cache.
         device: where everything lives.
+        windows: for each layer how many tokens, the last ones up to and with itself, a token attends to, None for all
+            of them. Empty if there are no windows.
     """
 
     num_layers: int
@@ -87,6 +92,16 @@ class AttentionContext:
     block_size: int
     dtype: torch.dtype
     device: torch.device
+    windows: tuple[int | None, ...] = ()
+
+    def window(self, layer: int) -> int | None:
+        """The window of this layer."""
+        return self.windows[layer] if self.windows else None
+
+    @property
+    def distinct_windows(self) -> set[int | None]:
+        """The windows that layers have, each once; what depends on a window and the batch is planned once for each."""
+        return set(self.windows or (None,))
 
     @property
     def bytes_per_block(self) -> int:
@@ -260,7 +275,8 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def attend(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
-        """Attend causally over each sequence's context in the cache, in which this step's tokens are stored already.
+        """Attend causally over each sequence's context in the cache, in which this step's tokens are stored already,
+        and within the layer's window if it has one (`AttentionContext.windows`).
 
         Returns [T, N, H] in the query's dtype. The query may be a view with strides; its last dim is contiguous.
         """
@@ -293,8 +309,9 @@ class ModelArch(ABC):
     """A model: from token ids to hidden states to logits, and how checkpoint names map onto its parameters.
 
     Attributes:
-        num_layers, num_heads, num_kv_heads, head_dim, scale: its attention shapes, as in `AttentionContext`.
-        vocab_size: V.
+        num_layers, num_heads, num_kv_heads, head_dim, scale, windows: its attention shapes, as in `AttentionContext`,
+            but with the heads of all ranks together.
+        vocab_size: V, of all ranks together.
     """
 
     num_layers: int
@@ -302,6 +319,7 @@ class ModelArch(ABC):
     num_kv_heads: int
     head_dim: int
     scale: float
+    windows: tuple[int | None, ...] = ()
     vocab_size: int
 
     @abstractmethod
@@ -315,8 +333,9 @@ class ModelArch(ABC):
         """Logits [S, V] of the rows that sample."""
 
     @abstractmethod
-    def weights(self) -> dict[str, torch.Tensor | None]:
+    def weights(self) -> dict[str, torch.Tensor | Shard | None]:
         """Checkpoint name -> the parameter, or the view of a fused parameter, that it is copied into.
 
-        None stands for a tensor that the checkpoint may hold and this model has no use for (a tied head).
+        A `Shard` holds a part of the checkpoint's tensor. None stands for a tensor that the checkpoint may hold and
+        that this rank has no use for (a tied head).
         """

@@ -24,6 +24,11 @@ import pkgutil
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    pytest.register_assert_rewrite(_module.name)  # so that a failed check shows its values
+
 _SUITES = {
     "SchedulerSuite": "nanoflow.testing.schedulers",
     "BlockManagerSuite": "nanoflow.testing.block_managers",
@@ -42,10 +47,6 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _SUITES:
         raise AttributeError(f"module 'nanoflow.testing' has no attribute {name!r}")
-    import pytest
-
-    for module in pkgutil.iter_modules(__path__, f"{__name__}."):
-        pytest.register_assert_rewrite(module.name)  # so that a failed check shows its values
     value = getattr(import_module(_SUITES[name]), name)
     globals()[name] = value
     return value

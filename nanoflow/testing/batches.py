@@ -17,12 +17,12 @@ GARBAGE = 3e3  # in slots that hold no token: finite, as the contract says, and 
 
 def context(
     group: int, head_dim: int, block_size: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU,
-    num_kv_heads: int = 2, num_layers: int = 2,
+    num_kv_heads: int = 2, num_layers: int = 2, windows: tuple[int | None, ...] = (),
 ) -> AttentionContext:  # fmt: skip
     """Attention shapes with `group` query heads a KV head."""
     return AttentionContext(
         num_layers=num_layers, num_heads=group * num_kv_heads, num_kv_heads=num_kv_heads, head_dim=head_dim,
-        scale=head_dim**-0.5, block_size=block_size, dtype=dtype, device=device,
+        scale=head_dim**-0.5, block_size=block_size, dtype=dtype, device=device, windows=windows,
     )  # fmt: skip
 
 
@@ -109,10 +109,12 @@ def poison(like: torch.Tensor) -> None:
 
 
 def written_out(
-    c: AttentionContext, inputs: AttentionInput, query_TNH: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
-    """Causal attention [T, N, H] in float64, one sequence at a time, over keys and values [B, P, K, H]."""
+    c: AttentionContext, layer: int, inputs: AttentionInput, query_TNH: torch.Tensor,
+    cache: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:  # fmt: skip
+    """The layer's attention [T, N, H] in float64, one sequence at a time, over keys and values [B, P, K, H]."""
     outputs, first = [], 0
+    window = c.window(layer)
     repeat = c.num_heads // c.num_kv_heads
     for row, (new, length) in enumerate(zip(inputs.query_lens.tolist(), inputs.context_lens.tolist(), strict=True)):
         blocks = inputs.block_tables_SB[row, : -(-length // c.block_size)].long()
@@ -122,7 +124,10 @@ def written_out(
         query_NQH = query_TNH[first : first + new].double().transpose(0, 1)
         scores_NQL = query_NQH @ key_NLH.mT * c.scale
         last_Q1 = torch.arange(length - new, length, device=scores_NQL.device).unsqueeze(1)
-        unseen_QL = torch.arange(length, device=scores_NQL.device) > last_Q1
+        place_L = torch.arange(length, device=scores_NQL.device)
+        unseen_QL = place_L > last_Q1
+        if window is not None:
+            unseen_QL |= place_L <= last_Q1 - window
         weights_NQL = scores_NQL.masked_fill(unseen_QL, -torch.inf).softmax(-1)
         outputs.append((weights_NQL @ value_NLH).transpose(0, 1))
         first += new

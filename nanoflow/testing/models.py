@@ -110,7 +110,7 @@ class ModelArchSuite(Suite):
         """The backend `torch` for this model, with a cache."""
         context = AttentionContext(
             num_layers=model.num_layers, num_heads=model.num_heads, num_kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim, scale=model.scale, block_size=BLOCK_SIZE, dtype=dtype,
+            head_dim=model.head_dim, scale=model.scale, windows=model.windows, block_size=BLOCK_SIZE, dtype=dtype,
             device=torch.device(device),
         )  # fmt: skip
         entry, config = cls.registry().resolve("attention", PluginChoice("torch"), context)

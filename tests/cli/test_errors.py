@@ -65,7 +65,7 @@ SETTINGS = {
     # an unknown option
     "scheduler=fcsf": "There is no scheduler called 'fcsf'; installed are: fcfs. Did you mean 'fcfs'?",
     "attention=flsh": "There is no attention called 'flsh'; installed are:",
-    "model=qwen2": "Did you mean 'qwen3'?",
+    "model=qwem3": "Did you mean 'qwen3'?",
     "block_manager=a/b": "There is no config 'block_manager/a/b'; there are: plain, prefix.",
     "hydra/launcher=nope": "There is no config 'hydra/launcher/nope'",
     "nope/nope=1": "There is no key 'nope/nope'",

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from nanoflow.core.interfaces import ModelContext
 from nanoflow.core.kernels.linear import Tile, Vector
-from nanoflow.core.layers import Embedding, GatedLinear, Linear, RMSNorm
+from nanoflow.core.layers import Embedding, Experts, GatedLinear, Linear, RMSNorm
 from nanoflow.core.sampler import Filters, sample
 from tests.core.kernels import checks
 
@@ -65,6 +65,45 @@ def test_vector(
 def test_tile(rows: int, outputs: int, size: int, splits: int, gated: bool, dtype: torch.dtype) -> None:
     for values in ((16, 16, 256, splits, 2, 3), (64, 32, 128, splits, 4, 4), (64, 64, 64, splits, 4, 4)):
         checks.check_tile(rows, outputs, size, gated, splits == 1, Tile(*values), dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 2, 17, 64, 300, 1000, 3000])
+@pytest.mark.parametrize(
+    ("size", "inner", "num_experts", "num_chosen"), [(2048, 768, 128, 8), (1000, 184, 60, 4), (256, 512, 8, 2)]
+)
+def test_experts(size: int, inner: int, num_experts: int, num_chosen: int, tokens: int, dtype: torch.dtype) -> None:
+    checks.check_experts(tokens, size, inner, num_experts, num_chosen, tokens % 2 == 0, None, dtype, "cuda")
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 500])
+def test_experts_in_a_graph(tokens: int) -> None:
+    """Captured with all tokens at one expert, and replayed with others."""
+    context = ModelContext({}, torch.bfloat16, torch.device("cuda"), 16)
+    layer = Experts(context, 1024, 256, 64, 4, renormalize=True)
+    norm = RMSNorm(context, 1024, 1e-6)
+    norm.weight.fill_(1)
+    filled(layer.router)
+    for weight in (layer.gate_up_X2FD, layer.down_XDF):
+        weight.copy_(torch.randn_like(weight) / weight.shape[-1] ** 0.5)
+    x = checks.random(tokens, 1024, dtype=torch.bfloat16, device="cuda")
+    start = x[:1].repeat(tokens, 1)
+
+    def block() -> torch.Tensor:
+        return norm.add(*layer(norm, None, start.clone()))[0]
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        block()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = block()
+    start.copy_(x)
+    for _ in range(3):
+        out.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out, block()), "the same bits, in a graph or not, at each time"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

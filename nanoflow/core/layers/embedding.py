@@ -1,4 +1,4 @@
-"""Token embedding, which is also the output head where the two are tied."""
+"""Token embedding, which is also the output head where the two are tied; its vocabulary is split over ranks."""
 
 from __future__ import annotations
 
@@ -7,28 +7,40 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanoflow.core.interfaces import ModelContext
+from nanoflow.core.parallel import Shard
 
 
 class Embedding(nn.Module):
-    """A table of V vectors of size D: `forward` looks them up, `logits` multiplies with all of them."""
+    """A table of V vectors of size D: `forward` looks them up, `logits` multiplies with all of them.
+
+    Raises:
+        ConfigError: the V vectors can't be split evenly over the ranks.
+    """
 
     def __init__(self, context: ModelContext, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
-        weight = torch.empty(vocab_size, hidden_size, dtype=context.dtype, device=context.device)
+        self.parallel = context.parallel
+        self.share = self.parallel.share(vocab_size, "tokens of the vocabulary")
+        weight = torch.empty(self.share.length, hidden_size, dtype=context.dtype, device=context.device)
         self.weight = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, input_ids_T: torch.Tensor) -> torch.Tensor:
         """[T] -> [T, D]"""
-        return F.embedding(input_ids_T, self.weight)
+        if self.parallel.size == 1:
+            return F.embedding(input_ids_T, self.weight)
+        rows_T = input_ids_T - self.share.start
+        elsewhere_T = (rows_T < 0) | (rows_T >= self.share.length)
+        found_TD = F.embedding(rows_T.masked_fill(elsewhere_T, 0), self.weight)
+        return self.parallel.all_reduce(found_TD.masked_fill_(elsewhere_T.unsqueeze(-1), 0))
 
     def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
         """[S, D] -> [S, V]"""
         if hidden_SD.is_cuda:
             from nanoflow.core.kernels.linear import linear
 
-            return linear(hidden_SD, self.weight)
-        return F.linear(hidden_SD, self.weight)
+            return self.parallel.all_gather(linear(hidden_SD, self.weight))
+        return self.parallel.all_gather(F.linear(hidden_SD, self.weight))
 
-    def weights(self, name: str) -> dict[str, torch.Tensor]:
+    def weights(self, name: str) -> dict[str, torch.Tensor | Shard | None]:
         """The checkpoint tensor `name` fills the table."""
-        return {name: self.weight}
+        return {name: self.weight if self.parallel.size == 1 else Shard(self.weight, 0, self.share)}

@@ -1,4 +1,4 @@
-"""Linear layers, several of them fused into one product where they share their input."""
+"""Linear layers, several of them fused into one product where they share their input, whole or split over ranks."""
 
 from __future__ import annotations
 
@@ -8,27 +8,33 @@ from torch import nn
 
 from nanoflow.core.interfaces import ModelContext
 from nanoflow.core.layers.norm import RMSNorm
+from nanoflow.core.parallel import Shard, Share
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b, where W stacks the outputs of one or several checkpoint layers.
+    """y = x Wᵀ + b, where W stacks the outputs of one or several checkpoint layers. Every rank has all of it.
 
     Args:
         context: dtype and device of the parameters.
-        in_features: size of x's last dim.
+        in_features: size of x's last dim, or the share of it that this rank has.
         parts: output size of each checkpoint layer by its name, such as `{"q_proj": Q, "k_proj": K}`, in the order
-            in which y holds them.
+            in which y holds them, or the share of it that this rank has.
         bias: whether each of them has one.
     """
 
     gate = False
 
-    def __init__(self, context: ModelContext, in_features: int, parts: dict[str, int], bias: bool = False) -> None:
+    def __init__(
+        self, context: ModelContext, in_features: int | Share, parts: dict[str, int] | dict[str, Share],
+        bias: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.parts = parts
+        self.parallel = context.parallel
+        self.inputs = _share(in_features)
+        self.parts = {name: _share(size) for name, size in parts.items()}
         place = {"dtype": context.dtype, "device": context.device}
-        out_features = sum(parts.values())
-        self.weight = nn.Parameter(torch.empty(out_features, in_features, **place), requires_grad=False)
+        out_features = sum(part.length for part in self.parts.values())
+        self.weight = nn.Parameter(torch.empty(out_features, self.inputs.length, **place), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features, **place), requires_grad=False) if bias else None
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
@@ -59,16 +65,37 @@ class Linear(nn.Module):
         x, residual_TD = norm.add(x, residual_TD)
         return self(x), residual_TD
 
-    def weights(self, prefix: str) -> dict[str, torch.Tensor]:
+    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         """Checkpoint names under `prefix` -> the rows of the fused parameters that they fill."""
-        sizes = list(self.parts.values())
-        found = {f"{prefix}{part}.weight": w for part, w in zip(self.parts, self.weight.split(sizes), strict=True)}
+        lengths = [part.length for part in self.parts.values()]
+        rows = zip(self.parts.items(), self.weight.split(lengths), strict=True)
+        found = {f"{prefix}{name}.weight": self._target(weight, part) for (name, part), weight in rows}
         if self.bias is not None:
-            found |= {f"{prefix}{part}.bias": b for part, b in zip(self.parts, self.bias.split(sizes), strict=True)}
+            biases = zip(self.parts.items(), self.bias.split(lengths), strict=True)
+            found |= {f"{prefix}{name}.bias": self._target(bias, part) for (name, part), bias in biases}
         return found
 
+    def _target(self, view: torch.Tensor, rows: Share) -> torch.Tensor | Shard | None:
+        if rows.length < rows.total:
+            return Shard(view, 0, rows)
+        if view.dim() == 2 and self.inputs.length < self.inputs.total:
+            return Shard(view, 1, self.inputs)
+        return view
 
-class GatedLinear(Linear):
+
+class ColumnParallelLinear(Linear):
+    """A `Linear` whose outputs are split: each rank has as large a share of every part.
+
+    Raises:
+        ConfigError: a part can't be split evenly.
+    """
+
+    def __init__(self, context: ModelContext, in_features: int, parts: dict[str, int], bias: bool = False) -> None:
+        shares = {name: context.parallel.share(size, f"outputs of {name}") for name, size in parts.items()}
+        super().__init__(context, in_features, shares, bias)
+
+
+class GatedLinear(ColumnParallelLinear):
     """silu(gate(x)) * up(x) (SwiGLU, Shazeer 2020), with two parts of equal size: gate first, up second."""
 
     gate = True
@@ -78,3 +105,54 @@ class GatedLinear(Linear):
             return super().forward(x_TD)
         gate, up = super().forward(x_TD).chunk(2, -1)
         return F.silu(gate) * up
+
+
+class QKVLinear(Linear):
+    """Queries, keys and values, split by heads. Ranks beyond the number of KV heads have one that others have too.
+
+    Args:
+        context: as in `Linear`.
+        in_features: as in `Linear`.
+        num_heads: N, of all ranks together.
+        num_kv_heads: K, of all ranks together.
+        head_dim: H.
+        bias: as in `Linear`.
+        names: of the three checkpoint layers.
+
+    Raises:
+        ConfigError: the heads can't be split evenly.
+    """
+
+    def __init__(
+        self, context: ModelContext, in_features: int, num_heads: int, num_kv_heads: int, head_dim: int,
+        bias: bool = False, names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj"),
+    ) -> None:  # fmt: skip
+        heads = context.parallel.share(num_heads, "query heads").times(head_dim)
+        kv_heads = context.parallel.share_kv_heads(num_kv_heads).times(head_dim)
+        super().__init__(context, in_features, dict(zip(names, (heads, kv_heads, kv_heads), strict=True)), bias)
+
+
+class RowParallelLinear(Linear):
+    """A `Linear` whose inputs are split, as a layer with split outputs leaves them; the ranks' results are added up.
+
+    Raises:
+        ConfigError: the inputs can't be split evenly.
+    """
+
+    def __init__(self, context: ModelContext, in_features: int, parts: dict[str, int], bias: bool = False) -> None:
+        inputs = context.parallel.share(in_features, f"inputs of {' and '.join(parts)}")
+        super().__init__(context, inputs, parts, bias and context.parallel.rank == 0)  # it is added once
+        self.biases = [f"{name}.bias" for name in parts] if bias else []
+
+    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+        return self.parallel.all_reduce(super().forward(x_TD))
+
+    def summands(self, x_TD: torch.Tensor) -> torch.Tensor:
+        return super().summands(x_TD) if self.parallel.size == 1 else self(x_TD)
+
+    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
+        return {prefix + name: None for name in self.biases} | super().weights(prefix)
+
+
+def _share(size: int | Share) -> Share:
+    return size if isinstance(size, Share) else Share(0, size, size)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanoflow.core.interfaces import ModelContext
+from nanoflow.core.parallel import Shard
 
 
 class RMSNorm(nn.Module):
@@ -38,6 +39,6 @@ class RMSNorm(nn.Module):
             residual = (x if x.dim() == 2 else x.sum(0).to(residual.dtype)) + residual
         return self.forward(residual), residual
 
-    def weights(self, prefix: str) -> dict[str, torch.Tensor]:
+    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         """The checkpoint tensor `prefix` + "weight"."""
         return {f"{prefix}weight": self.weight}

@@ -13,7 +13,9 @@ from torch import nn
 from nanoflow.core.errors import CheckpointError
 from nanoflow.core.interfaces import ModelContext
 
-SCALED_ROPES = ("linear", "llama3", "yarn")  # those whose frequencies don't depend on the sequence's length
+# Those whose frequencies don't depend on a sequence's length, as far as the model has positions: "dynamic" stretches
+# what lies beyond, which the engine refuses.
+SCALED_ROPES = ("dynamic", "linear", "llama3", "yarn")
 
 
 def rope_parameters(hf_config: dict[str, Any]) -> dict[str, Any]:

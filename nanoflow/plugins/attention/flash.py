@@ -27,12 +27,15 @@ class FlashCalls:
         self.version: FlashVersion = version(context)
         self.num_sms = torch.cuda.get_device_properties(context.device).multi_processor_count
 
-    def decodes(self, inputs: AttentionInput) -> Rows:
-        """All sequences, which have one query each. Decides by their number alone, since a graph sees other lengths."""
-        num_splits = self.num_splits or splits(inputs.num_seqs * self.context.num_kv_heads, self.num_sms)
-        return self._rows(inputs, inputs.query_start_S1, 1, num_splits)
+    def decodes(self, inputs: AttentionInput, window: int | None) -> Rows:
+        """All sequences, which have one query each, in layers of that window.
 
-    def chunks(self, inputs: AttentionInput, *, beside_decodes: bool) -> Rows:
+        Decides by their number alone, since a graph sees other lengths.
+        """
+        num_splits = self.num_splits or splits(inputs.num_seqs * self.context.num_kv_heads, self.num_sms)
+        return self._rows(inputs, inputs.query_start_S1, 1, num_splits, window)
+
+    def chunks(self, inputs: AttentionInput, window: int | None, *, beside_decodes: bool) -> Rows:
         """All sequences with any number of queries; perhaps without those of the leading decodes."""
         starts_S1 = inputs.query_start_S1
         if beside_decodes:
@@ -42,14 +45,16 @@ class FlashCalls:
             starts_S1 = starts_S1.clamp(min=num_decodes)
         # Cutting contexts needs a kernel that combines the parts, which takes 30 microseconds a layer even where there
         # is nothing to combine, and a graph can't know that.
-        return self._rows(inputs, starts_S1, int(inputs.query_lens.max()), num_splits=1)
+        return self._rows(inputs, starts_S1, int(inputs.query_lens.max()), 1, window)
 
     def __call__(
         self, rows: Rows, query_TNH: torch.Tensor, key_BPKH: torch.Tensor, value_BPKH: torch.Tensor
     ) -> torch.Tensor:
         return self.version(rows, query_TNH, key_BPKH, value_BPKH)
 
-    def _rows(self, inputs: AttentionInput, starts_S1: torch.Tensor, max_query_len: int, num_splits: int) -> Rows:
+    def _rows(
+        self, inputs: AttentionInput, starts_S1: torch.Tensor, max_query_len: int, num_splits: int, window: int | None
+    ) -> Rows:
         rows = Rows(
             query_start_S1=starts_S1,
             context_lens_S=inputs.context_lens_S,
@@ -57,6 +62,7 @@ class FlashCalls:
             max_query_len=max_query_len,
             max_context_len=inputs.block_tables_SB.shape[1] * self.context.block_size,
             num_splits=num_splits,
+            window=window,
         )
         self.version.prepare(rows)
         return rows
@@ -68,19 +74,21 @@ class FlashAttention(PagedAttention):
     def __init__(self, config: FlashConfig, context: AttentionContext) -> None:
         super().__init__(context)
         self.flash = FlashCalls(context, config.num_splits)
-        self.rows: Rows
+        self.rows: dict[int | None, Rows] = {}  # of this step, by a layer's window
 
     def plan_decode(self, inputs: AttentionInput) -> None:
-        self.rows = self.flash.decodes(inputs)
+        self.rows = {window: self.flash.decodes(inputs, window) for window in self.context.distinct_windows}
 
     def plan_mix(self, inputs: AttentionInput) -> None:
-        self.rows = self.flash.chunks(inputs, beside_decodes=False)
+        self.rows = {
+            window: self.flash.chunks(inputs, window, beside_decodes=False) for window in self.context.distinct_windows
+        }
 
     def decode(self, layer: int, query_SNH: torch.Tensor) -> torch.Tensor:
-        return self.flash(self.rows, query_SNH, *self.cache(layer))
+        return self.flash(self.rows[self.context.window(layer)], query_SNH, *self.cache(layer))
 
     def mix(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
-        return self.flash(self.rows, query_TNH, *self.cache(layer))
+        return self.decode(layer, query_TNH)
 
 
 def splits(num_tiles: int, num_sms: int) -> int:

@@ -30,6 +30,7 @@ class Rows:
         max_query_len: the longest, or more.
         max_context_len: the longest, or more; the same in the plan and in the call.
         num_splits: parts into which a sequence's context is cut, 0 if FlashAttention shall decide.
+        window: how many tokens, itself included, a query sees; None for all.
         metadata: what `FlashVersion.prepare` worked out.
     """
 
@@ -39,7 +40,13 @@ class Rows:
     max_query_len: int
     max_context_len: int
     num_splits: int
+    window: int | None = None
     metadata: torch.Tensor | None = None
+
+    @property
+    def window_size(self) -> tuple[int, int]:
+        """Tokens before and after a query that it sees, as FlashAttention wants it: -1 for all."""
+        return (-1, -1) if self.window is None else (self.window - 1, 0)
 
 
 class FlashVersion(ABC):
@@ -84,7 +91,7 @@ class FlashAttention3(FlashVersion):
         rows.metadata = self.functions.get_scheduler_metadata(
             len(rows.context_lens_S), rows.max_query_len, rows.max_context_len, c.num_heads, c.num_kv_heads, c.head_dim,
             rows.context_lens_S, c.dtype, cu_seqlens_q=rows.query_start_S1 if rows.max_query_len > 1 else None,
-            page_size=c.block_size, causal=True, num_splits=rows.num_splits,
+            page_size=c.block_size, causal=True, window_size=rows.window_size, num_splits=rows.num_splits,
         )  # fmt: skip
 
     def __call__(
@@ -95,7 +102,7 @@ class FlashAttention3(FlashVersion):
             query_TNH if chunks else query_TNH.unsqueeze(1), key_BPKH, value_BPKH, cache_seqlens=rows.context_lens_S,
             page_table=rows.block_tables_SB, cu_seqlens_q=rows.query_start_S1 if chunks else None,
             max_seqlen_q=rows.max_query_len, softmax_scale=self.context.scale, causal=True,
-            scheduler_metadata=rows.metadata, num_splits=rows.num_splits,
+            window_size=rows.window_size, scheduler_metadata=rows.metadata, num_splits=rows.num_splits,
         )  # fmt: skip
         return out if chunks else out.squeeze(1)
 
@@ -120,6 +127,7 @@ class FlashAttention4(FlashVersion):
         out = self.functions.flash_attn_varlen_func(
             query_TNH, key_BPKH, value_BPKH, cu_seqlens_q=rows.query_start_S1, seqused_k=rows.context_lens_S,
             page_table=rows.block_tables_SB, softmax_scale=self.context.scale, causal=True, num_splits=rows.num_splits,
+            window_size=(None, None) if rows.window is None else rows.window_size,
         )  # fmt: skip
         return out[0] if isinstance(out, tuple) else out
 
@@ -149,11 +157,13 @@ class FlashAttention2(FlashVersion):
         if rows.max_query_len > 1:
             return self.functions.flash_attn_varlen_func(
                 query_TNH, key_BPKH, value_BPKH, rows.query_start_S1, rows.metadata, rows.max_query_len,
-                rows.max_context_len, softmax_scale=scale, causal=True, block_table=rows.block_tables_SB,
+                rows.max_context_len, softmax_scale=scale, causal=True, window_size=rows.window_size,
+                block_table=rows.block_tables_SB,
             )  # fmt: skip
         out = self.functions.flash_attn_with_kvcache(
             query_TNH.unsqueeze(1), key_BPKH, value_BPKH, cache_seqlens=rows.context_lens_S,
-            block_table=rows.block_tables_SB, softmax_scale=scale, causal=True, num_splits=rows.num_splits,
+            block_table=rows.block_tables_SB, softmax_scale=scale, causal=True, window_size=rows.window_size,
+            num_splits=rows.num_splits,
         )  # fmt: skip
         return out.squeeze(1)
 

@@ -17,13 +17,15 @@ class HybridAttention(TritonAttention):
     def __init__(self, config: NoOptions, context: AttentionContext) -> None:
         super().__init__(config, context)
         self.flash = FlashCalls(context)
-        self.chunks: Rows
+        self.chunks: dict[int | None, Rows] = {}  # by a layer's window
 
     def plan_mix(self, inputs: AttentionInput) -> None:
         self.plan_decode(inputs)
-        self.chunks = self.flash.chunks(inputs, beside_decodes=True)
+        windows = self.context.distinct_windows
+        self.chunks = {window: self.flash.chunks(inputs, window, beside_decodes=True) for window in windows}
 
     def mix(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
-        out_TNH = self.flash(self.chunks, query_TNH, *self.cache(layer))
-        self.decoder(self.shares, self.inputs, query_TNH, *self.cache(layer), out_TNH)
+        window = self.context.window(layer)
+        out_TNH = self.flash(self.chunks[window], query_TNH, *self.cache(layer))
+        self.decoder(self.shares[window], self.inputs, query_TNH, *self.cache(layer), out_TNH)
         return out_TNH

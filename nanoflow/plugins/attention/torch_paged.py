@@ -29,14 +29,14 @@ class Group:
         size: G.
         context_len: L.
         blocks_GB: ids of their blocks, flattened.
-        bias_G1QL: what to add to the scores: 0 where a query may see a key, else -inf. Queries repeat for each query
-            head of a KV head. None if all may see all.
+        biases: by the window of a layer, what to add to the scores [G, 1, Q, L]: 0 where a query may see a key, else
+            -inf. Queries repeat for each query head of a KV head. None if all may see all.
     """
 
     size: int
     context_len: int
     blocks_GB: torch.Tensor
-    bias_G1QL: torch.Tensor | None
+    biases: dict[int | None, torch.Tensor | None]
 
 
 class TorchAttention(AttentionBackend):
@@ -106,7 +106,8 @@ class TorchAttention(AttentionBackend):
         num_queries = query.shape[1]
         query = query.permute(0, 2, 3, 1, 4).reshape(group.size, c.num_kv_heads, R * num_queries, c.head_dim)
         key, value = (self._gather(cache[layer], group) for cache in (self.keys, self.values))
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=group.bias_G1QL, scale=c.scale)
+        bias_G1QL = group.biases[c.window(layer)]
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias_G1QL, scale=c.scale)
         out = out.view(group.size, c.num_kv_heads, R, num_queries, c.head_dim).permute(0, 3, 1, 2, 4)
         return out.reshape(-1, c.num_heads, c.head_dim)
 
@@ -123,19 +124,25 @@ class TorchAttention(AttentionBackend):
         context_lens = inputs.context_lens[rows_G]
         context_len = int(context_lens.max())
         num_blocks = -(-context_len // c.block_size)
-        bias = None
-        if num_queries > 1 or context_lens.min() < context_len:
-            last_key_GQ = context_lens[:, None] - num_queries + np.arange(num_queries)
-            hidden_GQL = np.arange(context_len) > last_key_GQ[:, :, None]
-            bias = torch.zeros(hidden_GQL.shape, dtype=c.dtype)
-            bias = bias.masked_fill_(torch.from_numpy(hidden_GQL), -torch.inf)
-            bias = bias.to(c.device).repeat(1, self.heads_per_kv_head, 1).unsqueeze(1)
         return Group(
             size=len(rows_G),
             context_len=context_len,
             blocks_GB=inputs.block_tables_SB[torch.from_numpy(rows_G).to(c.device), :num_blocks].flatten(),
-            bias_G1QL=bias,
+            biases={window: self._bias(num_queries, context_lens, window) for window in self.context.distinct_windows},
         )
+
+    def _bias(self, num_queries: int, context_lens_G: np.ndarray, window: int | None) -> torch.Tensor | None:
+        c, context_len = self.context, int(context_lens_G.max())
+        if num_queries == 1 and context_lens_G.min() == context_len and (window is None or context_len <= window):
+            return None
+        keys_L = np.arange(context_len)
+        last_key_GQ1 = (context_lens_G[:, None] - num_queries + np.arange(num_queries))[:, :, None]
+        hidden_GQL = keys_L > last_key_GQ1
+        if window is not None:
+            hidden_GQL |= keys_L <= last_key_GQ1 - window
+        bias = torch.zeros(hidden_GQL.shape, dtype=c.dtype)
+        bias = bias.masked_fill_(torch.from_numpy(hidden_GQL), -torch.inf)
+        return bias.to(c.device).repeat(1, self.heads_per_kv_head, 1).unsqueeze(1)
 
 
 def similar(query_lens: np.ndarray, context_lens: np.ndarray, max_tokens: int) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ from nanoflow.plugins.attention.triton_tiles import LOG2_E
 
 @dataclass(slots=True)
 class Shares:
-    """How one step's row of tiles is cut: `ends` and `shares` as in `share_kernel`, for one `skip`.
+    """How one step's row of tiles is cut: `ends` and `shares` as in `share_kernel`, for one `skip` and one `window`.
 
     `alone` says that no share has tiles of two sequences.
     """
@@ -27,6 +27,7 @@ class Shares:
     shares_W4: torch.Tensor
     skip: int
     alone: bool
+    window: int
 
 
 class TritonDecode:
@@ -55,8 +56,11 @@ class TritonDecode:
             "AHEAD": settings.ahead, "num_warps": settings.num_warps, "num_stages": settings.num_stages,
         }  # fmt: skip
 
-    def shares(self, inputs: AttentionInput) -> Shares:
-        """Cut the work of a step's decoding sequences, on the device, from the lengths that are there when it runs."""
+    def shares(self, inputs: AttentionInput, window: int | None = None) -> Shares:
+        """Cut the work of a step's decoding sequences, in layers of that window.
+
+        This is done on the device, from the lengths that are there when it runs.
+        """
         num_seqs, device = inputs.num_seqs, self.context.device
         skip = int(inputs.settled and self.settings.projects)
         least = self.settings.least if 2 * num_seqs <= self.num_shares else 0  # else there are too few for that
@@ -65,9 +69,9 @@ class TritonDecode:
         share_kernel[(triton.cdiv(self.num_shares, 8),)](
             inputs.query_start_S1, inputs.context_lens_S, ends_S1, shares_W4, num_seqs, self.num_shares,
             BLOCK_N=self.settings.block_n, BLOCK_S=max(32, triton.next_power_of_2(num_seqs)), BLOCK_W=8,
-            LEAST=least, SKIP=skip,
+            LEAST=least, SKIP=skip, WINDOW=window or 0,
         )  # fmt: skip
-        return Shares(ends_S1, shares_W4, skip, least > 0)
+        return Shares(ends_S1, shares_W4, skip, least > 0, window or 0)
 
     def __call__(
         self, shares: Shares, inputs: AttentionInput, query_SNH: torch.Tensor, key_BPKH: torch.Tensor,
@@ -103,5 +107,6 @@ class TritonDecode:
             shares.shares_W4, self.partial, self.lse, self.arrived, *rotation, self.context.scale * LOG2_E,
             inputs.num_seqs, self.num_shares, *out_SNH.stride()[:2], *query_strides, *key_BPKH.stride()[:3],
             *value_BPKH.stride()[:3], inputs.block_tables_SB.stride(0), table_stride, **self.constants,
-            SKIP=shares.skip, ALONE=shares.alone, Q_NORM=q_norm, K_NORM=k_norm, **overlap(out_SNH),
+            SKIP=shares.skip, ALONE=shares.alone, WINDOW=shares.window, Q_NORM=q_norm, K_NORM=k_norm,
+            **overlap(out_SNH),
         )  # fmt: skip

@@ -13,20 +13,21 @@ import triton
 import triton.language as tl
 
 from nanoflow.core.kernels.launch import let_next_start, prefetch, wait_for_previous
-from nanoflow.plugins.attention.triton_tiles import HIDDEN, block_ids
+from nanoflow.plugins.attention.triton_tiles import HIDDEN, block_ids, tiles_before_window
 
 
 @triton.jit(do_not_specialize=["num_seqs", "num_shares"])
 def share_kernel(
     query_start_ptr, context_lens_ptr, ends_ptr, shares_ptr, num_seqs, num_shares,
     BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_W: tl.constexpr, LEAST: tl.constexpr, SKIP: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Cut the row of tiles into equal shares.
 
     Writes `ends` [S + 1], the place in the row after each sequence's last tile, and the size of a share; and `shares`
     [W, 4]: the sequence in which a share begins, the places of its first tile and after its last one, and the length
     of its context without the last `SKIP` tokens. Every decoding sequence has at least one tile, so that its output is
-    written, and the others, which come after them, have none.
+    written, and the others, which come after them, have none. Tiles before the window count for nothing.
 
     With `LEAST` a share has at least that many tiles, and never those of two sequences.
     """
@@ -36,7 +37,8 @@ def share_kernel(
     next_starts = tl.load(query_start_ptr + seqs + 1, mask=valid, other=-1)
     valid = (starts == seqs) & (next_starts == seqs + 1)
     lens = tl.load(context_lens_ptr + seqs, mask=valid, other=SKIP) - SKIP
-    tiles = tl.where(valid, tl.maximum(tl.cdiv(lens, BLOCK_N), 1), 0)
+    before = tiles_before_window(lens + SKIP, WINDOW, BLOCK_N)
+    tiles = tl.where(valid, tl.maximum(tl.cdiv(lens, BLOCK_N) - before, 1), 0)
     if LEAST > 0:
         share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), num_shares - num_seqs), LEAST)
         tiles = tl.cdiv(tiles, share) * share
@@ -93,12 +95,15 @@ def prefetch_context(
 @triton.jit
 def load_tile(
     key_ptr, value_ptr, blocks, token, length, stride_kb, stride_kp, stride_vb, stride_vp,
-    H: tl.constexpr, P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+    H: tl.constexpr, P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, SKIP: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Keys [H, N] and values [N, H] of the tile of tokens from `token` on, and which of them are there."""
+    """Keys [H, N] and values [N, H] of the tile of tokens from `token` on, and which of them are there to be seen."""
     dims = tl.arange(0, BLOCK_H)
     tokens = token + tl.arange(0, BLOCK_N)
     seen = tokens < length
+    if WINDOW > 0:
+        seen = seen & (tokens >= length + SKIP - WINDOW)
     offset_k = blocks.to(tl.int64) * stride_kb + tokens % P * stride_kp
     offset_v = blocks.to(tl.int64) * stride_vb + tokens % P * stride_vp
     k = tl.load(key_ptr + offset_k[None, :] + dims[:, None], mask=seen[None, :] & (dims < H)[:, None], other=0.0)
@@ -126,7 +131,7 @@ def decode_kernel(
     stride_t, stride_table, R: tl.constexpr, K: tl.constexpr, H: tl.constexpr, P: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, REDUCE_R: tl.constexpr, REDUCE_C: tl.constexpr,
     PRECISION: tl.constexpr, SKIP: tl.constexpr, Q_NORM: tl.constexpr, K_NORM: tl.constexpr, AHEAD: tl.constexpr,
-    ALONE: tl.constexpr, PDL: tl.constexpr,
+    ALONE: tl.constexpr, WINDOW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: one share of the row for one KV head, a sequence (or a part of it) at a time.
 
@@ -140,6 +145,8 @@ def decode_kernel(
 
     `ALONE` says that no share has tiles of two sequences. Then, with `SKIP`, the first tile is loaded before the kernel
     before has ended: that one has nothing to do with what earlier steps stored.
+
+    `WINDOW` is how many tokens, the new one included, a query sees; 0 for all.
     """
     let_next_start(PDL)
     head = tl.program_id(0)
@@ -157,18 +164,20 @@ def decode_kernel(
     if PDL and AHEAD > 0:  # noqa: SIM102 (the one is known to the compiler, the other is not)
         if tile < last_tile:
             prefetch_context(
-                key_ptr, value_ptr, tables_ptr + seq.to(tl.int64) * stride_t, (tile - begin) * BLOCK_N, length,
+                key_ptr, value_ptr, tables_ptr + seq.to(tl.int64) * stride_t,
+                (tile - begin + tiles_before_window(length + SKIP, WINDOW, BLOCK_N)) * BLOCK_N, length,
                 stride_kb, stride_kp, stride_vb, stride_vp, H, P, AHEAD,
             )  # fmt: skip
 
     if ALONE and SKIP == 1:
-        token = (tile - begin) * BLOCK_N
+        token = (tile - begin + tiles_before_window(length + SKIP, WINDOW, BLOCK_N)) * BLOCK_N
         there = tl.where(tile < last_tile, length, 0)
         table_ptr = tables_ptr + tl.minimum(seq, num_seqs - 1).to(tl.int64) * stride_t
         blocks = block_ids(table_ptr, token, there, P, BLOCK_N)
         first_k, first_v, first_seen = load_tile(
-            key_ptr, value_ptr, blocks, token, there, stride_kb, stride_kp, stride_vb, stride_vp, H, P, BLOCK_H, BLOCK_N
-        )
+            key_ptr, value_ptr, blocks, token, there, stride_kb, stride_kp, stride_vb, stride_vp, H, P, BLOCK_H,
+            BLOCK_N, SKIP, WINDOW,
+        )  # fmt: skip
 
     rows = tl.arange(0, BLOCK_R)
     dims = tl.arange(0, BLOCK_H)
@@ -210,8 +219,9 @@ def decode_kernel(
                 peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 1) * scale
                 total_weight += 1.0
                 acc += tl.where(dims[None, :] < H, new_value, 0.0).to(tl.float32)
-        token = (tile - begin) * BLOCK_N
-        last_token = tl.minimum((stop - begin) * BLOCK_N, tl.maximum(length, 1))
+        before = tiles_before_window(length + SKIP, WINDOW, BLOCK_N)
+        token = (tile - begin + before) * BLOCK_N
+        last_token = tl.minimum((stop - begin + before) * BLOCK_N, tl.maximum(length, 1))
         if ALONE and SKIP == 1:
             peak, total_weight, spread_weight, acc = attend_tile(
                 q, first_k, first_v, first_seen, peak, total_weight, spread_weight, acc, scale, PRECISION
@@ -222,7 +232,7 @@ def decode_kernel(
             next_blocks = block_ids(table_ptr, start + BLOCK_N, length, P, BLOCK_N)  # ahead of their use
             k, v, seen = load_tile(
                 key_ptr, value_ptr, blocks, start, length, stride_kb, stride_kp, stride_vb, stride_vp, H, P, BLOCK_H,
-                BLOCK_N,
+                BLOCK_N, SKIP, WINDOW,
             )  # fmt: skip
             peak, total_weight, spread_weight, acc = attend_tile(
                 q, k, v, seen, peak, total_weight, spread_weight, acc, scale, PRECISION

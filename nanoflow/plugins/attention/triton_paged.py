@@ -22,7 +22,7 @@ class TritonAttention(PagedAttention):
         self.decoders: dict[DecodeSettings, TritonDecode] = {}  # kept: captured graphs use their buffers
         self.decoder: TritonDecode
         self.prefiller = TritonPrefill(context, prefill_settings(context, self.shared_memory))
-        self.shares: Shares
+        self.shares: dict[int | None, Shares] = {}  # of this step, by a layer's window
         self.tiles: torch.Tensor
 
     def plan_decode(self, inputs: AttentionInput) -> None:
@@ -30,7 +30,7 @@ class TritonAttention(PagedAttention):
         if settings not in self.decoders:
             self.decoders[settings] = TritonDecode(self.context, settings, self.num_sms)
         self.decoder = self.decoders[settings]
-        self.shares = self.decoder.shares(inputs)
+        self.shares = {window: self.decoder.shares(inputs, window) for window in self.context.distinct_windows}
 
     def plan_mix(self, inputs: AttentionInput) -> None:
         self.plan_decode(inputs)
@@ -38,20 +38,23 @@ class TritonAttention(PagedAttention):
 
     def decode(self, layer: int, query_SNH: torch.Tensor) -> torch.Tensor:
         out_SNH = torch.empty(query_SNH.shape, dtype=query_SNH.dtype, device=query_SNH.device)
-        self.decoder(self.shares, self.inputs, query_SNH, *self.cache(layer), out_SNH)
+        self.decoder(self.shares[self.context.window(layer)], self.inputs, query_SNH, *self.cache(layer), out_SNH)
         return out_SNH
 
     def mix(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
         out_TNH = self.decode(layer, query_TNH)  # writes the rows of leading decodes, and no others
-        self.prefiller(self.tiles, self.inputs, query_TNH, *self.cache(layer), out_TNH)
+        self.prefiller(
+            self.tiles, self.inputs, query_TNH, *self.cache(layer), out_TNH, window=self.context.window(layer)
+        )
         return out_TNH
 
     def project_and_attend(self, layer: int, projection: Projection) -> torch.Tensor | None:
-        if self.shares.skip == 0:
-            return None
         qkv, c = projection.qkv_TE, self.context
+        shares = self.shares[c.window(layer)]
+        if shares.skip == 0:
+            return None
         out_SNH = torch.empty((len(qkv), c.num_heads, c.head_dim), dtype=qkv.dtype, device=qkv.device)
-        self.decoder.project(self.shares, self.inputs, projection, *self.cache(layer), out_SNH)
+        self.decoder.project(shares, self.inputs, projection, *self.cache(layer), out_SNH)
         return out_SNH
 
     def store(self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor) -> None:

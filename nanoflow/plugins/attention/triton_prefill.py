@@ -14,7 +14,7 @@ import triton.language as tl
 from nanoflow.core.interfaces import AttentionContext
 from nanoflow.core.types import AttentionInput
 from nanoflow.plugins.attention.triton_settings import PrefillSettings
-from nanoflow.plugins.attention.triton_tiles import HIDDEN, LOG2_E, block_ids
+from nanoflow.plugins.attention.triton_tiles import HIDDEN, LOG2_E, block_ids, tiles_before_window
 
 
 @triton.jit(do_not_specialize=["num_seqs", "num_tiles"])
@@ -57,7 +57,7 @@ def attend_tiles(
     acc, peak, total_weight, q, start, stop, last_key, length, key_ptr, value_ptr, table_ptr, scale,
     stride_kb, stride_kp, stride_vb, stride_vp,
     H: tl.constexpr, P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-    MASKED: tl.constexpr,
+    MASKED: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Take keys `start` to `stop` into the running softmax; `MASKED` if not every row sees all of them."""
     dims = tl.arange(0, BLOCK_H)
@@ -80,6 +80,8 @@ def attend_tiles(
         scores = tl.dot(q, k, input_precision=PRECISION) * scale
         if MASKED:
             scores = tl.where(tokens[None, :] <= last_key[:, None], scores, HIDDEN)
+            if WINDOW > 0:
+                scores = tl.where(tokens[None, :] > last_key[:, None] - WINDOW, scores, HIDDEN)
         new_peak = tl.maximum(peak, tl.max(scores, 1))
         weights = tl.exp2(scores - new_peak[:, None])
         shrink = tl.exp2(peak - new_peak)
@@ -101,9 +103,12 @@ def prefill_kernel(
     out_ptr, query_ptr, key_ptr, value_ptr, tables_ptr, tiles_ptr, scale,
     stride_ot, stride_on, stride_qt, stride_qn, stride_kb, stride_kp, stride_kk, stride_vb, stride_vp, stride_vk,
     stride_t, R: tl.constexpr, H: tl.constexpr, P: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """One program: one tile, described as `tile_kernel` does it, with the R query heads of one KV head."""
+    """One program: one tile, described as `tile_kernel` does it, with the R query heads of one KV head.
+
+    `WINDOW` is how many tokens, itself included, a query sees; 0 for all.
+    """
     head = tl.program_id(0)
     tile_ptr = tiles_ptr + tl.program_id(1) * 4
     num_queries = tl.load(tile_ptr + 2)
@@ -128,15 +133,18 @@ def prefill_kernel(
     key_ptr += head * stride_kk
     value_ptr += head * stride_vk
     table_ptr = tables_ptr + seq * stride_t
-    seen_by_all = num_seen // BLOCK_N * BLOCK_N
     last_key = num_seen - 1 + queries
+    if WINDOW > 0:
+        masked_from = tiles_before_window(num_seen, WINDOW, BLOCK_N) * BLOCK_N  # what the first query sees
+    else:
+        masked_from = num_seen // BLOCK_N * BLOCK_N
+        acc, peak, total_weight = attend_tiles(
+            acc, peak, total_weight, q, 0, masked_from, last_key, length, key_ptr, value_ptr, table_ptr, scale,
+            stride_kb, stride_kp, stride_vb, stride_vp, H, P, BLOCK_H, BLOCK_N, PRECISION, False, WINDOW,
+        )  # fmt: skip
     acc, peak, total_weight = attend_tiles(
-        acc, peak, total_weight, q, 0, seen_by_all, last_key, length, key_ptr, value_ptr, table_ptr, scale,
-        stride_kb, stride_kp, stride_vb, stride_vp, H, P, BLOCK_H, BLOCK_N, PRECISION, False,
-    )  # fmt: skip
-    acc, peak, total_weight = attend_tiles(
-        acc, peak, total_weight, q, seen_by_all, length, last_key, length, key_ptr, value_ptr, table_ptr, scale,
-        stride_kb, stride_kp, stride_vb, stride_vp, H, P, BLOCK_H, BLOCK_N, PRECISION, True,
+        acc, peak, total_weight, q, masked_from, length, last_key, length, key_ptr, value_ptr, table_ptr, scale,
+        stride_kb, stride_kp, stride_vb, stride_vp, H, P, BLOCK_H, BLOCK_N, PRECISION, True, WINDOW,
     )  # fmt: skip
     acc = acc / total_weight[:, None]
     tl.store(
@@ -173,12 +181,12 @@ class TritonPrefill:
 
     def __call__(
         self, tiles_W4: torch.Tensor, inputs: AttentionInput, query_TNH: torch.Tensor, key_BPKH: torch.Tensor,
-        value_BPKH: torch.Tensor, out_TNH: torch.Tensor,
+        value_BPKH: torch.Tensor, out_TNH: torch.Tensor, *, window: int | None = None,
     ) -> None:  # fmt: skip
-        """Attention of the queries in these tiles."""
+        """Attention of the queries in these tiles, in a layer of that window."""
         prefill_kernel[(self.context.num_kv_heads, len(tiles_W4))](
             out_TNH, query_TNH, key_BPKH, value_BPKH, inputs.block_tables_SB, tiles_W4, self.context.scale * LOG2_E,
             *out_TNH.stride()[:2], *query_TNH.stride()[:2], *key_BPKH.stride()[:3], *value_BPKH.stride()[:3],
-            inputs.block_tables_SB.stride(0), **self.constants,
+            inputs.block_tables_SB.stride(0), **self.constants, WINDOW=window or 0,
             num_warps=self.settings.num_warps, num_stages=self.settings.num_stages,
         )  # fmt: skip

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+from importlib import import_module
+
 from nanoflow.core.hookspecs import hookimpl
 from nanoflow.core.interfaces import Component, ModelArch, ModelContext, NoOptions
 
 
 @hookimpl
 def nanoflow_models() -> list[Component]:
-    return [Component("qwen3", build=_qwen3, architectures=("Qwen3ForCausalLM",))]
+    return [
+        Component("llama", build=partial(_build, "llama", "Llama"), architectures=("LlamaForCausalLM",)),
+        Component("mistral", build=partial(_build, "mistral", "Mistral"), architectures=("MistralForCausalLM",)),
+        Component("qwen2", build=partial(_build, "qwen2", "Qwen2"), architectures=("Qwen2ForCausalLM",)),
+        Component("qwen3", build=partial(_build, "qwen3", "Qwen3"), architectures=("Qwen3ForCausalLM",)),
+        Component("qwen3_moe", build=partial(_build, "qwen3_moe", "Qwen3MoE"), architectures=("Qwen3MoeForCausalLM",)),
+    ]
 
 
-def _qwen3(config: NoOptions, context: ModelContext) -> ModelArch:
-    from nanoflow.plugins.models.qwen3 import Qwen3
-
-    return Qwen3(context)
+def _build(module: str, name: str, config: NoOptions, context: ModelContext) -> ModelArch:
+    model: type[ModelArch] = getattr(import_module(f"nanoflow.plugins.models.{module}"), name)
+    return model(context)

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from nanoflow.core.graphs import RowState, gather_rows
-from nanoflow.core.kernels import gate, linear, norm, rotary, sampling
+from nanoflow.core.kernels import experts, gate, linear, norm, rotary, sampling
 from nanoflow.core.kernels import logits as kernels_logits
 from nanoflow.core.kernels import rows as kernels_rows
 from nanoflow.core.layers import apply_rotary
+from nanoflow.core.layers.experts import mix_experts, route
 from nanoflow.core.logits import adjust
 from nanoflow.core.sampler import Filters, gumbel_noise, keep_likely, keep_top
 from nanoflow.core.step import StepInput
@@ -140,6 +141,33 @@ def check_tile(
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool) -> torch.Tensor:
     y = F.linear(x, weight.float(), None if bias is None else bias.float())
     return F.silu(y.chunk(2, -1)[0]) * y.chunk(2, -1)[1] if gated else y
+
+
+def check_experts(
+    tokens: int, size: int, inner: int, num_experts: int, num_chosen: int, renormalize: bool,
+    setting: experts.GroupedTile | None, dtype: torch.dtype, device: str,
+) -> None:  # fmt: skip
+    """Routing, sorting and products; some experts get many tokens and some none."""
+    generator = torch.Generator().manual_seed(tokens)
+    x = strided(tokens, size, dtype=dtype, device=device, seed=1)
+    # No two logits of a token are alike, so that there is one right choice.
+    logits = torch.stack([torch.randperm(num_experts, generator=generator) for _ in range(tokens)]) * 4.0 / num_experts
+    logits[:, 0] += 8 * (torch.rand(tokens, generator=generator) < 0.5)
+    logits = F.pad(logits, (0, 16)).to(device, dtype)[:, :num_experts]
+    gate_up = random(num_experts, 2, inner, size, dtype=dtype, device=device, seed=2) / size**0.5
+    down = random(num_experts, size, inner, dtype=dtype, device=device, seed=3) / inner**0.5
+    weights, chosen = route(logits, num_chosen, renormalize=renormalize)
+    poison(device)
+    found_weights, found_chosen, counts = experts.route(logits, num_chosen, renormalize=renormalize)
+    assert torch.equal(found_chosen, chosen.int())
+    torch.testing.assert_close(found_weights, weights)
+    assert torch.equal(counts, torch.bincount(chosen.flatten(), minlength=num_experts).int())
+    assert torch.equal(experts.sort(found_chosen, counts), chosen.flatten().argsort(stable=True).int())
+    poison(device)
+    out = experts.mix_experts(x, logits, gate_up, down, num_chosen, renormalize=renormalize, setting=setting)
+    assert (out.shape, out.dtype) == ((num_chosen, tokens, size), dtype)
+    expected = mix_experts(x.float(), weights, chosen, gate_up.float(), down.float())
+    close(out.float().sum(0), expected, dtype)
 
 
 def check_draw(rows: int, size: int, dtype: torch.dtype, device: str, ties: bool = False) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from nanoflow.core.kernels.experts import GroupedTile
 from nanoflow.core.kernels.linear import Tile, Vector
 from tests.core.kernels import checks
 
@@ -57,6 +58,18 @@ def test_vector(outputs: int, size: int, gated: bool, normed: bool, bias: bool, 
 def test_tile(rows: int, outputs: int, size: int, splits: int, gated: bool, bias: bool, dtype: torch.dtype) -> None:
     setting = replace(TILE, splits=splits)
     checks.check_tile(rows, outputs, size, gated, bias, setting, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("tokens", "size", "inner", "num_experts", "num_chosen", "renormalize"),
+    [(1, 32, 48, 8, 2, True), (5, 40, 24, 7, 3, False), (60, 64, 20, 5, 5, True), (33, 32, 16, 12, 1, False)],
+)
+def test_experts(
+    tokens: int, size: int, inner: int, num_experts: int, num_chosen: int, renormalize: bool, dtype: torch.dtype
+) -> None:
+    setting = GroupedTile(rows=16, outputs=16, columns=16, num_warps=4, num_stages=2)
+    checks.check_experts(tokens, size, inner, num_experts, num_chosen, renormalize, setting, dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,7 +11,7 @@ from nanoflow.plugins.attention import nanoflow_attention_backends, options
 from nanoflow.plugins.attention.flash import splits
 from nanoflow.plugins.attention.flash_versions import VERSIONS, choose
 from nanoflow.plugins.attention.options import FLASH_PACKAGES, FlashConfig
-from tests.plugins.attention.batches import context
+from nanoflow.testing.batches import context
 
 
 def component(name: str) -> Component:

@@ -15,7 +15,7 @@ import torch
 
 from nanoflow.core.interfaces import NoOptions
 from nanoflow.plugins.attention import nanoflow_attention_backends
-from tests.plugins.attention.batches import context
+from nanoflow.testing.batches import context
 
 pytest.importorskip("triton")
 

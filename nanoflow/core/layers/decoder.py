@@ -1,0 +1,180 @@
+"""Decoders of the Llama family (Touvron et al., 2023), and the blocks that their layers are made of.
+
+Attention and feed-forward stand behind a norm each and are added to the residual. The sum of what a block gave and the
+residual is left to the norm of the next one, which may fuse the two; so a block takes its norm as an argument, and
+returns what it gave beside the residual as it was.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from nanoflow.core.errors import CheckpointError
+from nanoflow.core.interfaces import AttentionBackend, ModelArch, ModelContext
+from nanoflow.core.layers.attention import attend
+from nanoflow.core.layers.embedding import Embedding
+from nanoflow.core.layers.linear import GatedLinear, QKVLinear, RowParallelLinear
+from nanoflow.core.layers.norm import RMSNorm
+from nanoflow.core.layers.rotary import RotaryEmbedding, Rotation
+from nanoflow.core.parallel import Shard
+
+
+class Attention(nn.Module):
+    """Grouped-query attention: fused QKV projection, rotation, attention, output projection.
+
+    Args:
+        context: as the decoder gives it to `Decoder.layer`.
+        layer: whose cache.
+        qkv_bias, out_bias: whether the projections have biases.
+        qk_norm: whether each query and key head is normed before its rotation.
+    """
+
+    def __init__(
+        self, context: ModelContext, layer: int, *, qkv_bias: bool = False, out_bias: bool = False,
+        qk_norm: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        config = context.hf_config
+        hidden, head_dim, num_heads = config["hidden_size"], config["head_dim"], config["num_attention_heads"]
+        self.layer = layer
+        self.qkv_proj = QKVLinear(context, hidden, num_heads, config["num_key_value_heads"], head_dim, qkv_bias)
+        self.o_proj = RowParallelLinear(context, num_heads * head_dim, {"o_proj": hidden}, out_bias)
+        self.q_norm = RMSNorm(context, head_dim, config["rms_norm_eps"]) if qk_norm else None
+        self.k_norm = RMSNorm(context, head_dim, config["rms_norm_eps"]) if qk_norm else None
+
+    def forward(
+        self, norm: RMSNorm, x: torch.Tensor | None, residual: torch.Tensor, rotation: Rotation,
+        attention: AttentionBackend,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        qkv, residual = self.qkv_proj.normed(norm, x, residual)
+        out = attend(qkv, self.q_norm, self.k_norm, rotation, attention, self.layer)
+        return self.o_proj.summands(out.flatten(-2)), residual
+
+    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
+        found = self.qkv_proj.weights(prefix) | self.o_proj.weights(prefix)
+        for name, norm in (("q_norm.", self.q_norm), ("k_norm.", self.k_norm)):
+            found |= {} if norm is None else norm.weights(prefix + name)
+        return found
+
+
+class FeedForward(nn.Module):
+    """down(silu(gate(x)) * up(x)), with gate and up in one product (SwiGLU; Shazeer, 2020)."""
+
+    def __init__(self, context: ModelContext, *, bias: bool = False) -> None:
+        super().__init__()
+        hidden, inner = context.hf_config["hidden_size"], context.hf_config["intermediate_size"]
+        self.gate_up_proj = GatedLinear(context, hidden, {"gate_proj": inner, "up_proj": inner}, bias)
+        self.down_proj = RowParallelLinear(context, inner, {"down_proj": hidden}, bias)
+
+    def forward(self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gated, residual = self.gate_up_proj.normed(norm, x, residual)
+        return self.down_proj.summands(gated), residual
+
+    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
+        return self.gate_up_proj.weights(prefix) | self.down_proj.weights(prefix)
+
+
+class DecoderLayer(nn.Module):
+    """Attention, then feed-forward: any module with the `forward` and `weights` of `FeedForward`."""
+
+    def __init__(self, context: ModelContext, attention: Attention, feed_forward: nn.Module) -> None:
+        super().__init__()
+        hidden, eps = context.hf_config["hidden_size"], context.hf_config["rms_norm_eps"]
+        self.self_attn = attention
+        self.mlp = feed_forward
+        self.input_layernorm = RMSNorm(context, hidden, eps)
+        self.post_attention_layernorm = RMSNorm(context, hidden, eps)
+
+    def forward(
+        self, x: torch.Tensor | None, residual: torch.Tensor, rotation: Rotation, attention: AttentionBackend
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, residual = self.self_attn(self.input_layernorm, x, residual, rotation, attention)
+        return self.mlp(self.post_attention_layernorm, x, residual)
+
+    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
+        return (
+            self.self_attn.weights(prefix + "self_attn.")
+            | self.mlp.weights(prefix + "mlp.")
+            | self.input_layernorm.weights(prefix + "input_layernorm.")
+            | self.post_attention_layernorm.weights(prefix + "post_attention_layernorm.")
+        )
+
+
+class Decoder(nn.Module, ModelArch):
+    """Token embedding, layers, norm and head. A model is a subclass that says what its layers are made of.
+
+    Attributes:
+        defaults: of keys that a config.json of this architecture may leave out; null counts as left out. There are
+            also those of every decoder: as many key and value heads as query heads, of hidden size / heads each.
+
+    Raises:
+        CheckpointError: a config that asks for another activation than SiLU.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__()
+        context = replace(context, hf_config=self._completed(context.hf_config))
+        config = context.hf_config
+        if config["hidden_act"] != "silu":
+            raise CheckpointError(f"The checkpoint's hidden_act is {config['hidden_act']!r}; 'silu' is what is served.")
+        self.num_layers = config["num_hidden_layers"]
+        self.num_heads = config["num_attention_heads"]
+        self.num_kv_heads = config["num_key_value_heads"]
+        self.head_dim = config["head_dim"]
+        self.scale = self.head_dim**-0.5
+        windows = (self.window(config, index) for index in range(self.num_layers))
+        self.windows = tuple(w if w and w < context.max_model_len else None for w in windows)
+        self.vocab_size = config["vocab_size"]
+        self.tied = config["tie_word_embeddings"]
+        self.embed_tokens = Embedding(context, self.vocab_size, config["hidden_size"])
+        self.lm_head = self.embed_tokens if self.tied else Embedding(context, self.vocab_size, config["hidden_size"])
+        self.rotary = RotaryEmbedding(context, self.head_dim)
+        self.layers = nn.ModuleList(self.layer(context, index) for index in range(self.num_layers))
+        self.norm = RMSNorm(context, config["hidden_size"], config["rms_norm_eps"])
+
+    @abstractmethod
+    def layer(self, context: ModelContext, index: int) -> DecoderLayer:
+        """One layer. No key of `context.hf_config` that has a default is missing."""
+
+    def window(self, config: dict[str, Any], index: int) -> int | None:
+        """How many tokens, the last ones, a token attends to in a layer; None for all of them."""
+        return None
+
+    def forward(
+        self, input_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: AttentionBackend
+    ) -> torch.Tensor:
+        rotation = self.rotary(positions_T)
+        residual = self.embed_tokens(input_ids_T)
+        x = None
+        for layer in self.layers:
+            x, residual = layer(x, residual, rotation, attention)
+        return self.norm.add(x, residual)[0]
+
+    def compute_logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
+        return self.lm_head.logits(hidden_SD)
+
+    def weights(self) -> dict[str, torch.Tensor | Shard | None]:
+        found: dict[str, torch.Tensor | Shard | None] = {"lm_head.weight": None}
+        if not self.tied:
+            found |= self.lm_head.weights("lm_head.weight")
+        found |= self.embed_tokens.weights("model.embed_tokens.weight") | self.norm.weights("model.norm.")
+        for index, layer in enumerate(self.layers):
+            found |= layer.weights(f"model.layers.{index}.")
+        return found
+
+    def _completed(self, config: dict[str, Any]) -> dict[str, Any]:
+        """A config.json with all defaults; of its own type, which may have something to say of other missing keys."""
+        heads = config["num_attention_heads"]
+        defaults = {
+            "hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "num_key_value_heads": heads,
+            "head_dim": config["hidden_size"] // heads,
+        }  # fmt: skip
+        given = {key: value for key, value in config.items() if value is not None}
+        return type(config)({**defaults, **self.defaults, **given})
