@@ -42,9 +42,9 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
     hf_config = HFConfig(checkpoint.read_config(folder))
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, hf_config, device)
-    max_model_len = pick_max_model_len(options.max_model_len, hf_config)
-
     model_entry, model_options = registry.model_for(config.model, hf_config.get("architectures") or [])
+    max_model_len = pick_max_model_len(options.max_model_len, hf_config[model_entry.component.positions_key])
+
     model_context = ModelContext(hf_config, dtype, device, max_model_len)
     with torch.inference_mode():
         model: ModelArch = model_entry.build(model_options, model_context)
@@ -189,13 +189,12 @@ def pick_dtype(name: str, hf_config: dict[str, Any], device: torch.device) -> to
     return getattr(torch, name)
 
 
-def pick_max_model_len(wanted: int | None, hf_config: dict[str, Any]) -> int:
-    """The longest sequence, prompt and output together.
+def pick_max_model_len(wanted: int | None, limit: int) -> int:
+    """The longest sequence, prompt and output together, of a model for `limit` tokens.
 
     Raises:
         ConfigError: more than the model has positions for.
     """
-    limit = hf_config["max_position_embeddings"]
     if wanted is not None and wanted > limit:
         raise ConfigError(f"engine.max_model_len is {wanted}, but the checkpoint serves at most {limit} tokens.")
     return wanted or limit
