@@ -29,8 +29,8 @@ USAGE = "\n".join(
         "Commands:",
         *(f"  {name:<10}{line}" for name, line in COMMANDS.items()),
         "",
-        "`nanoflow COMMAND --help` says more. With --debug, an error shows its traceback; with --block NAME, the plugin",
-        "or the package of that name is left alone, as if it were not installed.",
+        "`nanoflow COMMAND --help` says more. With --debug, an error shows its traceback; with --block NAME, the",
+        "plugin or the package of that name is left alone, as if it were not installed.",
     ]
 )
 
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextmanager
 def _blocking(argv: list[str]) -> Iterator[list[str]]:
-    """`argv` without its `--block NAME`s, which stand in the environment meanwhile: jobs in other processes heed them."""
+    """`argv` without each `--block NAME`; the names stand in the environment meanwhile, for processes that it starts."""
     rest, names = [], []
     arguments = iter(argv)
     for argument in arguments:

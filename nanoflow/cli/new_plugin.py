@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +25,7 @@ def write(name: str, role: str, parent: Path) -> Path:
         ConfigError: the name can't be a plugin's, or is taken, or the folder exists or can't be made.
     """
     module = "nanoflow_" + name.replace("-", "_")
-    if not NAME.fullmatch(name) or keyword.iskeyword(name) or name == AUTO:
+    if not NAME.fullmatch(name) or name == AUTO:
         raise ConfigError(
             f"{name!r} can't be the name of a plugin; write small letters, digits and dashes, such as 'my-{role}'."
         )
@@ -59,5 +58,5 @@ def _copy(source: Traversable, folder: Path, values: dict[str, str]) -> None:
 
 
 def _filled(text: str, values: dict[str, str]) -> str:
-    """`text` with each `<key>` replaced by its value."""
-    return re.sub(r"<(\w+)>", lambda match: values[match[1]], text)
+    """`text` with each `@key@` replaced by its value."""
+    return re.sub(r"@(\w+?)@", lambda match: values[match[1]], text)

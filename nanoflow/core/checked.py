@@ -152,9 +152,8 @@ class CheckedScheduler(Scheduler):
         sequence = self.scheduler.abort(request_id)
         if sequence is not expected:
             self._fail(expected or sequence, f"abort returned {sequence}, not {expected}")
-        if sequence is not None:
-            if sequence.block_table:
-                self._fail(sequence, f"it was aborted and keeps blocks {sequence.block_table}")
+        if sequence is not None and sequence.block_table:
+            self._fail(sequence, f"it was aborted and keeps blocks {sequence.block_table}")
         self._check_counts()
         return sequence
 

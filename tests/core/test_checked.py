@@ -169,7 +169,7 @@ class Forgetful(FCFSScheduler):
 SCHEDULERS = {
     Greedy: "with sequence 'r1': with it the batch has 12 tokens, more than max_num_batched_tokens=8",
     Crowded: "more than max_num_seqs=2",
-    Homeless: "with sequence 'r0': it has 1 blocks of 4 tokens, and its chunk ends at 7; call BlockManager.allocate first",
+    Homeless: "with sequence 'r0': it has 1 blocks of 4 tokens, and its chunk ends at 7; call ",
     Lazy: "in step 1 with sequence 'r0': nothing runs, though 3 sequences are unfinished",
     Empty: "the batch is empty; return None where nothing can run",
     Twice: "it is in the batch 2 times",
