@@ -1,8 +1,10 @@
-"""The packages in `examples/`: built, installed with nanoflow in a fresh environment, used, and uninstalled."""
+"""The packages in `examples/`, and that of the tutorial: installed in a fresh environment, used, and uninstalled."""
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -39,6 +41,28 @@ def test_their_own_tests_pass(environment: Environment, tmp_path: Path) -> None:
     """Away from the sources, so that it is the wheels that are tested."""
     tests = [shutil.copytree(ROOT / "examples" / name / "tests", tmp_path / name) for name in EXAMPLES]
     assert " passed" in environment.pytest(*tests)
+
+
+def test_the_tutorial(environment: Environment, tmp_path: Path) -> None:
+    """The files of docs/plugins.md make a package that can be installed, and its commands do what they should."""
+    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    files = re.findall(r"^\*\*\d\. [^`]*`([\w/.]+)`.*?```\w+\n(.*?)```", text, re.DOTALL | re.MULTILINE)
+    assert [name for name, _ in files] == [
+        "hasty/__init__.py", "pyproject.toml", "hasty/conf/scheduler/hurried.yaml", "tests/test_hasty.py"
+    ]  # fmt: skip
+    for name, content in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    environment.install(tmp_path)
+    install, test, *commands = re.findall(r"^\$ (.*)", text, re.MULTILINE)[:5]
+    assert (install, test) == ("pip install -e '.[test]'", "python -m pytest tests")
+    assert " passed" in environment.pytest(tmp_path / "tests")
+    listed, run, sweep = (done(environment.nanoflow(*shlex.split(command)[1:])) for command in commands)
+    assert re.search(r"scheduler +\| hasty +\| hasty +\| 1.0 +\| yes", listed)
+    assert "scheduler=hasty" in run
+    assert len(re.findall(r"scheduler=(?:fcfs|hasty|hurried) +\| ok", sweep)) == 3
+    environment.pip("uninstall", "--yes", "hasty")
+    assert "hasty" not in done(environment.nanoflow("plugins"))
 
 
 def test_they_come_and_go(environment: Environment, gpt2: Path, tmp_path: Path) -> None:

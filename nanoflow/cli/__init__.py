@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextmanager
 def _blocking(argv: list[str]) -> Iterator[list[str]]:
-    """`argv` without each `--block NAME`; the names stand in the environment meanwhile, for processes that it starts."""
+    """`argv` without each `--block NAME`; the names are in the environment meanwhile, for processes that it starts."""
     rest, names = [], []
     arguments = iter(argv)
     for argument in arguments:
