@@ -11,6 +11,7 @@ from nanoflow.core.checked import CheckedBlockManager, CheckedScheduler
 from nanoflow.core.config import SamplingParams, SchedulerConfig
 from nanoflow.core.errors import PluginError
 from nanoflow.core.interfaces import BlockManagerContext, NoOptions, SchedulerContext
+from nanoflow.core.llm import LLM
 from nanoflow.core.types import Batch, Sequence
 from nanoflow.plugins.block_managers.plain import PlainBlockManager
 from nanoflow.plugins.block_managers.prefix import PrefixBlockManager
@@ -256,3 +257,25 @@ def test_a_block_manager_that_breaks_its_contract(blocks: type[Any]) -> None:
     with raises_sentence(PluginError, "block_manager=b broke its contract in step", MANAGERS[blocks]):
         for limits in (ROOMY, TIGHT, Limits(3, block_size=4, max_num_seqs=2, budget=16, depth=0)):
             run(checked(limits, blocks=blocks))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_an_engine_is_the_same_with_the_checks(overlap: bool) -> None:
+    """Its tokens and its counts, in chunks, with prefixes from the cache and preemptions."""
+    outcomes = []
+    for debug in (False, True):
+        options = {
+            "device": "cpu",
+            "block_size": 4,
+            "num_kv_blocks": 20,
+            "max_num_batched_tokens": 8,
+            "max_num_seqs": 4,
+        }
+        with LLM(debug=debug, overlap=overlap, **options) as llm:
+            params = SamplingParams(temperature=0, max_tokens=24, n=2)
+            prompts = ["HAMLET:\nTo be, or not to be", "HAMLET:\nTo be, or not", "JULIET:\nO Romeo, Romeo"]
+            outputs = llm.generate(prompts, params, use_tqdm=False)
+            outcomes.append(([c.token_ids for output in outputs for c in output.outputs], llm.stats))
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0][1].num_preemptions > 0
+    assert outcomes[0][1].num_hit_tokens > 0
