@@ -28,11 +28,12 @@ import torch.nn.functional as F
 
 from nanoflow.core.interfaces import AttentionContext, NoOptions
 from nanoflow.core.kernels import linear
+from nanoflow.core.kernels.filters import thresholds
 from nanoflow.core.kernels.gate import silu_mul
 from nanoflow.core.kernels.linear import Tile, Vector
 from nanoflow.core.kernels.norm import add_rms_norm
 from nanoflow.core.kernels.rotary import norm_rotate_store
-from nanoflow.core.kernels.sampling import draw, thresholds
+from nanoflow.core.kernels.sampling import draw
 from nanoflow.core.layers import apply_rotary
 from nanoflow.core.sampler import gumbel_noise, keep_likely, keep_top
 from nanoflow.core.types import AttentionInput, Projection
@@ -372,7 +373,8 @@ def small_kernels(bandwidth: float, report: dict[str, Any]) -> None:
         row(
             f"top_p 0.95 [{rows}, V]",
             lambda x=logits, w=whole, c=column: keep_top(x.float(), c * 0 + VOCAB_SIZE, w.unsqueeze(-1) * 0.95),
-            lambda x=logits, w=whole, n=numbers: thresholds(x, w, n, w * 0.95, w * 0, top_k=False), logits.nbytes, 4,
+            lambda x=logits, w=whole, n=numbers: thresholds(x, w, n * 0 + VOCAB_SIZE, w * 0.95, w * 0),
+            logits.nbytes, 4,
         )  # fmt: skip
         del logits
         torch.cuda.empty_cache()

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from nanoflow.core.config import SamplingParams
+from nanoflow.core.config import Config, EngineConfig, SamplingParams
+from nanoflow.core.llm import LLM
+from nanoflow.core.registry import Registry
+from nanoflow.testing.checkpoints import NUM_OUTPUT_TOKENS, make_checkpoint, make_reference
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +47,37 @@ def test_serving(capsys: pytest.CaptureFixture[str]) -> None:
     for example in python_blocks("docs/serving.md"):
         exec(example, {})
     assert "\n2 " in capsys.readouterr().out
+
+
+def test_model_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files make a plugin, whose tokens are those of transformers for the config that its test has."""
+    model, plugin, suite = python_blocks("docs/models.md")
+    (tmp_path / "seed_oss").mkdir()
+    (tmp_path / "seed_oss" / "model.py").write_text(model)
+    (tmp_path / "seed_oss" / "__init__.py").write_text(plugin)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = SimpleNamespace(
+        name="seed_oss", dist=SimpleNamespace(name="seed-oss", version="1.0"), load=lambda: import_module("seed_oss")
+    )
+    scope: dict[str, Any] = {}
+    exec(suite, scope)
+    (hf_config,) = scope["TestSeedOss"].hf_configs.values()
+    reference = make_reference(make_checkpoint(tmp_path / "checkpoint", hf_config))
+    config = Config(str(reference.folder), EngineConfig(device="cpu", dtype="float32", num_kv_blocks=64))
+    params = SamplingParams(temperature=0, max_tokens=NUM_OUTPUT_TOKENS, ignore_eos=True)
+    with LLM.from_config(config, Registry.load(strict=True, extra=[point])) as llm:
+        outputs = llm.generate(reference.prompts, params, use_tqdm=False)
+        assert llm.describe()["model"] == "seed_oss"
+    assert [output.outputs[0].token_ids for output in outputs] == reference.outputs
+
+
+def test_models_are_listed() -> None:
+    """Every built-in model and its architectures, in the docs and in the README."""
+    text, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/models.md", "README.md"))
+    for entry in Registry.load(extra=[]).entries("model"):
+        architectures = ", ".join(f"`{name}`" for name in entry.component.architectures)
+        assert f"| `{entry.component.name}` | {architectures} |" in text
+        assert f"`{entry.component.name}`" in readme
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nanoflow.core.config import is_int, option, require
+from nanoflow.core.config import is_int, is_number, option, require
 from nanoflow.core.errors import ConfigError, did_you_mean
 
 
 @dataclass(frozen=True)
-class BenchOptions:
+class WorkloadOptions:
     """What every measurement has.
 
     Raises:
@@ -20,12 +20,8 @@ class BenchOptions:
     workloads: ClassVar[tuple[str, ...]] = ()
 
     workload: str = ""
-    warmup: int = option(1, "rounds that don't count, before those that do")
-    repeats: int = option(3, "rounds that count; the results are their median, least and most")
-    seed: int = option(0, "seeds token ids and random lengths")
+    seed: int = option(0, "seeds token ids, random lengths and arrivals")
     output: str | None = option(None, "JSON file for the results; a sweep puts it into each job's folder")
-    profile: str | None = option(None, "Chrome trace of some steps, .json or .json.gz; prints their top kernels")
-    profile_steps: int = option(16, "steps in the trace")
 
     def __post_init__(self) -> None:
         if self.workload not in self.workloads:
@@ -33,9 +29,22 @@ class BenchOptions:
                 f"workload must be one of {', '.join(self.workloads)}, got {self.workload!r}."
                 f"{did_you_mean(self.workload, self.workloads)}"
             )
+        require(is_int(self.seed), "seed", self.seed, "an integer")
+
+
+@dataclass(frozen=True)
+class BenchOptions(WorkloadOptions):
+    """What every measurement has that is done over and over."""
+
+    warmup: int = option(1, "rounds that don't count, before those that do")
+    repeats: int = option(3, "rounds that count; the results are their median, least and most")
+    profile: str | None = option(None, "Chrome trace of some steps, .json or .json.gz; prints their top kernels")
+    profile_steps: int = option(16, "steps in the trace")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in {"warmup": 0, "repeats": 1, "profile_steps": 1}.items():
             _require_count(name, getattr(self, name), least)
-        require(is_int(self.seed), "seed", self.seed, "an integer")
 
 
 @dataclass(frozen=True)
@@ -54,10 +63,7 @@ class ThroughputOptions(BenchOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_count("num_prompts", self.num_prompts)
-        for kind in ("input_len", "output_len"):
-            least, most = getattr(self, f"min_{kind}"), getattr(self, f"max_{kind}")
-            _require_count(f"min_{kind}", least)
-            require(is_int(most) and most >= least, f"max_{kind}", most, f"an integer >= min_{kind} ({least})")
+        _require_lengths(self)
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,39 @@ class LatencyOptions(BenchOptions):
         require(
             self.profile is None or self.workload != "start", "profile", self.profile, "null for the workload start"
         )
+
+
+@dataclass(frozen=True)
+class ServingOptions(WorkloadOptions):
+    """Requests that arrive over time."""
+
+    workloads = ("families", "file")
+
+    workload: str = option("families", "families: prompts that share prefixes | file: prompts_file, with sampling.*")
+    num_prompts: int = option(1000, "requests of families")
+    rate: float = option(10.0, "requests a second, as a Poisson process; 0: all at once")
+    families: int = option(16, "shared prefixes; the k-th is 1/k as frequent as the first")
+    prefix_len: int = option(64, "tokens in each shared prefix")
+    min_input_len: int = option(4, "tokens of its own in the shortest prompt")
+    max_input_len: int = option(64, "tokens of its own in the longest prompt")
+    min_output_len: int = option(4, "tokens in the shortest output")
+    max_output_len: int = option(64, "tokens in the longest output")
+    priorities: int = option(3, "priorities 0, 1, ... are drawn from so many")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_prompts", "families", "priorities"):
+            _require_count(name, getattr(self, name))
+        _require_count("prefix_len", self.prefix_len, 0)
+        require(is_number(self.rate) and self.rate >= 0, "rate", self.rate, "a number >= 0")
+        _require_lengths(self)
+
+
+def _require_lengths(options: ThroughputOptions | ServingOptions) -> None:
+    for kind in ("input_len", "output_len"):
+        least, most = getattr(options, f"min_{kind}"), getattr(options, f"max_{kind}")
+        _require_count(f"min_{kind}", least)
+        require(is_int(most) and most >= least, f"max_{kind}", most, f"an integer >= min_{kind} ({least})")
 
 
 def _require_count(name: str, value: object, least: int = 1) -> None:

@@ -30,7 +30,7 @@ class Subject:
         registry: installed plugins.
 
     Attributes:
-        speed: the device's.
+        speed: the device's; of all of them together, if the engine has several.
         vocab_size: V.
         max_num_seqs: most sequences in a batch.
 
@@ -46,7 +46,8 @@ class Subject:
         self.vocab_size: int = hf_config["vocab_size"]
         self.max_num_seqs: int = registry.resolve("scheduler", config.scheduler)[1].max_num_seqs
         self.dims = floor.Dims.from_config(hf_config, dtype.itemsize)
-        self.speed = device.measure(target, dtype)  # first, since the engine takes most of the memory
+        count = config.engine.tensor_parallel_size if self.cuda else 1  # on a CPU, ranks share one
+        self.speed = device.measure(target, dtype).times(count)  # first, since the engine takes most of the memory
         self.llm = LLM.from_config(config, registry)
 
     def __enter__(self) -> Subject:

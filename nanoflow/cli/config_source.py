@@ -18,7 +18,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from nanoflow.cli.bench.settings import LatencyConfig, ThroughputConfig
+from nanoflow.cli.bench.settings import LatencyConfig, ServingConfig, ThroughputConfig
 from nanoflow.cli.chat_settings import ChatConfig
 from nanoflow.cli.config_files import SUFFIX, ConfigFiles
 from nanoflow.cli.settings import RunConfig, Settings, sections
@@ -35,6 +35,7 @@ PRIMARIES: dict[str, tuple[str, type[Settings]]] = {
     "chat": ("chat", ChatConfig),
     "throughput": ("bench", ThroughputConfig),
     "latency": ("bench", LatencyConfig),
+    "serving": ("bench", ServingConfig),
 }
 
 

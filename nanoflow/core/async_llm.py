@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import threading
 import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
@@ -22,6 +24,8 @@ from nanoflow.core.prompts import Message, Prompt, encode, encode_chats
 from nanoflow.core.registry import Registry
 from nanoflow.core.request import Update
 from nanoflow.core.types import EngineStats, RequestOutput
+
+LONGEST_TURN = 0.1  # seconds to wait for an event loop that is busy, or has stopped
 
 
 class AsyncLLM:
@@ -61,11 +65,16 @@ class AsyncLLM:
         self._numbers = count()
         self._engine: Engine | None = engine
         self._failure: BaseException | None = None
+        # Streams make many objects, so that full collections come often. Each would look at all of torch's and hold up
+        # everything for 0.2 seconds; what is there by now is left out of them until `close`.
+        gc.collect()
+        gc.freeze()
         self._thread = EngineThread(engine, self._post_outputs, self._post_end)
 
     def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
-    ) -> AsyncGenerator[RequestOutput, None]:
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None,
+        priority: int | None = None,
+    ) -> AsyncGenerator[RequestOutput, None]:  # fmt: skip
         """Complete a prompt, and yield outputs as they come; the last one is `finished`.
 
         A reader that is slower than the engine gets the newest cumulative output next, and deltas one by one.
@@ -75,12 +84,15 @@ class AsyncLLM:
             prompt: a text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`.
             sampling_params: how to sample, and by `output_kind` what outputs hold; None for the defaults.
             request_id: differs from those of unfinished requests; None makes one up.
+            priority: takes the place of `SamplingParams.priority`.
 
         Raises:
             RequestError: the request can't be served.
             NanoflowError: the engine failed or was closed.
         """
         engine = self._usable()
+        if priority is not None:
+            sampling_params = replace(sampling_params or engine.default_params, priority=priority)
         return self._run(engine, *encode(engine.tokenizer, prompt), sampling_params, request_id)
 
     def chat(
@@ -116,6 +128,7 @@ class AsyncLLM:
         """End all requests as `abort` does, and let go of the model and the KV cache. May be called twice."""
         self._engine = None
         await asyncio.to_thread(self._thread.stop)
+        gc.unfreeze()
         await asyncio.sleep(0)  # what the threads posted last
 
     async def __aenter__(self) -> AsyncLLM:
@@ -190,7 +203,10 @@ class AsyncLLM:
     # Called in the outputs' thread.
 
     def _post_outputs(self, outputs: list[RequestOutput]) -> None:
-        self._post(self._take_outputs, outputs)
+        """Hand outputs over, and wait until their readers had their turn."""
+        seen = threading.Event()
+        self._post(self._take_outputs, outputs, seen)
+        seen.wait(LONGEST_TURN)
 
     def _post_end(self, failure: BaseException | None) -> None:
         self._failure = failure
@@ -203,7 +219,7 @@ class AsyncLLM:
 
     # Called in the event loop.
 
-    def _take_outputs(self, outputs: list[RequestOutput]) -> None:
+    def _take_outputs(self, outputs: list[RequestOutput], seen: threading.Event) -> None:
         for output in outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:
@@ -211,6 +227,7 @@ class AsyncLLM:
                 stream.put(output)
                 if output.finished:
                     self._names.pop(stream.request_id, None)
+        asyncio.get_running_loop().call_soon(seen.set)  # after the readers, who are in the queue already
 
     def _take_end(self) -> None:
         for stream in self._streams.values():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,57 +21,172 @@ from nanoflow.core.interfaces import (
     ModelContext,
     SchedulerContext,
 )
+from nanoflow.core.launch import form_team, rank_device
 from nanoflow.core.registry import Registry
 from nanoflow.core.runner import ModelRunner
+from nanoflow.core.team import Follower, Leader, Team
 from nanoflow.core.tokenizer import Tokenizer
 
 # Tokens in a batch. A GPU is busier with larger chunks, and there they are short; a CPU is busy with any.
 GPU_TOKENS, CPU_TOKENS = 8192, 2048
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is known of an engine before anything takes memory.
+
+    Attributes:
+        folder: the checkpoint's.
+        hf_config: its config.json.
+        device: of this rank.
+        dtype: of parameters, activations and the KV cache.
+        max_model_len: most tokens in a sequence.
+        limits: the scheduler's options, with its budget set.
+    """
+
+    folder: Path
+    hf_config: HFConfig
+    device: torch.device
+    dtype: torch.dtype
+    max_model_len: int
+    limits: SchedulerConfig
+
+
 def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, str]]:
-    """Build all parts of an engine.
+    """Build all parts of an engine, and start the other ranks that it needs.
 
     Returns:
         The engine, and what it is made of: checkpoint, a plugin name for each role, device and dtype.
 
     Raises:
-        NanoflowError: an option, a checkpoint or a plugin that can't be used, in one sentence.
+        NanoflowError: an option, a checkpoint or a plugin that can't be used, in one sentence; or another rank failed.
+        SystemExit: torchrun started this process as another rank than 0, and rank 0 has let go of its engine.
     """
+    team = form_team(config)
+    if isinstance(team, Follower):
+        follow(config, registry, team)
+        raise SystemExit(0)
+    try:
+        return _build_engine(config, registry, team)
+    except BaseException as error:
+        try:
+            if isinstance(error, RuntimeError):  # such as of a sum that a rank was missing for
+                team.explain()
+        finally:
+            team.close()
+        raise
+
+
+def follow(config: Config, registry: Registry, team: Follower) -> None:
+    """Build a rank other than 0, and compute what rank 0 sends until there is no more.
+
+    Raises:
+        Exception: whatever went wrong; rank 0 has been told.
+    """
+    try:
+        runner = _build_runner(config, registry, make_plan(config, registry, team), team)[0]
+        while True:
+            runner.follow(team.receive())
+    except EOFError:
+        return
+    except BaseException as error:
+        if team.report(error):
+            raise
+
+
+def make_plan(config: Config, registry: Registry, team: Team) -> Plan:
+    """Read the checkpoint's config, and choose what follows from it; see `build_engine` for what it raises."""
     options = config.engine
     folder = checkpoint.resolve(config.checkpoint)
     hf_config = HFConfig(checkpoint.read_config(folder))
-    device = pick_device(options.device)
+    device = rank_device(pick_device(options.device), team)
+    limits: SchedulerConfig = registry.resolve("scheduler", config.scheduler)[1]
+    if limits.max_num_batched_tokens is None:
+        budget = GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
+        limits = replace(limits, max_num_batched_tokens=max(budget, limits.max_num_seqs))
     dtype = pick_dtype(options.dtype, hf_config, device)
-    model_entry, model_options = registry.model_for(config.model, hf_config.get("architectures") or [])
+    model_entry, _ = registry.model_for(config.model, hf_config.get("architectures") or [])
     max_model_len = pick_max_model_len(options.max_model_len, hf_config[model_entry.component.positions_key])
+    return Plan(folder, hf_config, device, dtype, max_model_len, limits)
 
-    model_context = ModelContext(hf_config, dtype, device, max_model_len)
+
+def _build_engine(config: Config, registry: Registry, team: Team) -> tuple[Engine, dict[str, str]]:
+    options = config.engine
+    plan = make_plan(config, registry, team)
+    runner, num_blocks, names = _build_runner(config, registry, plan, team)
+    if isinstance(team, Leader):
+        runner.send = team.send
+    blocks_entry, blocks_options = registry.resolve("block_manager", config.block_manager)
+    block_manager = blocks_entry.build(blocks_options, BlockManagerContext(num_blocks, options.block_size))
+    if options.debug:
+        block_manager = CheckedBlockManager(block_manager, str(blocks_entry))
+    scheduler_entry, _ = registry.resolve("scheduler", config.scheduler)
+    scheduler = scheduler_entry.build(plan.limits, SchedulerContext(block_manager, plan.max_model_len))
+    if options.debug:
+        scheduler = CheckedScheduler(scheduler, str(scheduler_entry), plan.limits, block_manager)
+
+    tokenizer = Tokenizer.load(plan.folder)
+    eos_token_ids = checkpoint.eos_token_ids(plan.folder, plan.hf_config)
+    if tokenizer and tokenizer.eos_token_id is not None:
+        eos_token_ids |= {tokenizer.eos_token_id}
+    overlap = plan.device.type != "cpu" if options.overlap is None else options.overlap
+    from_checkpoint = options.generation_config == "auto"
+    engine = Engine(
+        runner=runner,
+        scheduler=scheduler,
+        block_manager=block_manager,
+        tokenizer=tokenizer,
+        vocab_size=runner.model.vocab_size,
+        max_model_len=plan.max_model_len,
+        eos_token_ids=eos_token_ids,
+        default_params=checkpoint.sampling_params(plan.folder) if from_checkpoint else SamplingParams(),
+        seed=options.seed,
+        depth=1 if overlap else 0,
+    )
+    return engine, {
+        "checkpoint": str(config.checkpoint),
+        **names,
+        "scheduler": scheduler_entry.component.name,
+        "block_manager": blocks_entry.component.name,
+        "device": device_name(plan.device, team.parallel.size),
+        "dtype": str(plan.dtype).removeprefix("torch."),
+    }
+
+
+def _build_runner(
+    config: Config, registry: Registry, plan: Plan, team: Team
+) -> tuple[ModelRunner, int, dict[str, str]]:  # fmt: skip
+    """What every rank has: a runner with its part of the model and of the cache.
+
+    Returns:
+        The runner, the number of blocks that the block manager may hand out, and the names of model and attention.
+    """
+    options, device, limits = config.engine, plan.device, plan.limits
+    if device.type == "cuda" and team.parallel.size > 1:
+        torch.cuda.set_device(device)
+    team.connect(device, options.one_shot_kib * 1024)
+    parallel = team.parallel
+    model_entry, model_options = registry.model_for(config.model, plan.hf_config.get("architectures") or [])
+    model_context = ModelContext(plan.hf_config, plan.dtype, device, plan.max_model_len, parallel)
     with torch.inference_mode():
         model: ModelArch = model_entry.build(model_options, model_context)
         if options.load_format == "dummy":
             checkpoint.fill_random(model.weights(), options.seed)
         else:
-            checkpoint.load_weights(folder, model.weights())
+            checkpoint.load_weights(plan.folder, model.weights())
 
     attention_context = AttentionContext(
         num_layers=model.num_layers,
-        num_heads=model_context.parallel.share(model.num_heads, "query heads").length,
-        num_kv_heads=model_context.parallel.share_kv_heads(model.num_kv_heads).length,
+        num_heads=parallel.share(model.num_heads, "query heads").length,
+        num_kv_heads=parallel.share_kv_heads(model.num_kv_heads).length,
         head_dim=model.head_dim,
         scale=model.scale,
         windows=model.windows,
         block_size=options.block_size,
-        dtype=dtype,
+        dtype=plan.dtype,
         device=device,
     )
     attention_entry, attention_options = registry.resolve("attention", config.attention, attention_context)
-
-    scheduler_entry, limits = registry.resolve("scheduler", config.scheduler)
-    if limits.max_num_batched_tokens is None:
-        budget = GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
-        limits = replace(limits, max_num_batched_tokens=max(budget, limits.max_num_seqs))
-    blocks_entry, blocks_options = registry.resolve("block_manager", config.block_manager)
 
     def build_attention() -> AttentionBackend:
         return attention_entry.build(attention_options, attention_context)
@@ -82,18 +198,20 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
             device=device,
             block_size=options.block_size,
             max_num_seqs=limits.max_num_seqs,
-            max_model_len=max_model_len,
+            max_model_len=plan.max_model_len,
             padding_block=padding_block,
+            team=team,
         )
 
     attention = build_attention()
     decodes, tokens = graphs_to_capture(options, limits, attention, device)
+    team.least(0)  # from here on ranks compute together
     reserved = 0
     if device.type == "cuda":
-        captured_bytes, step_bytes = memory.measure_step(build_runner(build_attention(), 0), limits, max_model_len)
+        captured_bytes, step_bytes = memory.measure_step(build_runner(build_attention(), 0), limits, plan.max_model_len)
         rows = graphs.num_rows(decodes, tokens, limits.max_num_seqs)
-        reserved = step_bytes + memory.graph_bytes(captured_bytes, rows, model.vocab_size, dtype)
-    num_blocks = memory.pick_num_blocks(options, attention.bytes_per_block, device, reserved)
+        reserved = step_bytes + memory.graph_bytes(captured_bytes, rows, model.vocab_size, plan.dtype)
+    num_blocks = team.least(memory.pick_num_blocks(options, attention.bytes_per_block, device, reserved))
     try:
         attention.allocate(num_blocks + 1)  # the last block is nobody's
     except (MemoryError, torch.OutOfMemoryError):
@@ -104,39 +222,8 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
     runner = build_runner(attention, padding_block=num_blocks)
     if decodes:
         runner.capture(decodes, tokens)
-    block_manager = blocks_entry.build(blocks_options, BlockManagerContext(num_blocks, options.block_size))
-    if options.debug:
-        block_manager = CheckedBlockManager(block_manager, str(blocks_entry))
-    scheduler = scheduler_entry.build(limits, SchedulerContext(block_manager, max_model_len))
-    if options.debug:
-        scheduler = CheckedScheduler(scheduler, str(scheduler_entry), limits, block_manager)
-
-    tokenizer = Tokenizer.load(folder)
-    eos_token_ids = checkpoint.eos_token_ids(folder, hf_config)
-    if tokenizer and tokenizer.eos_token_id is not None:
-        eos_token_ids |= {tokenizer.eos_token_id}
-    overlap = device.type != "cpu" if options.overlap is None else options.overlap
-    engine = Engine(
-        runner=runner,
-        scheduler=scheduler,
-        block_manager=block_manager,
-        tokenizer=tokenizer,
-        vocab_size=model.vocab_size,
-        max_model_len=max_model_len,
-        eos_token_ids=eos_token_ids,
-        default_params=checkpoint.sampling_params(folder) if options.generation_config == "auto" else SamplingParams(),
-        seed=options.seed,
-        depth=1 if overlap else 0,
-    )
-    return engine, {
-        "checkpoint": str(config.checkpoint),
-        "model": model_entry.component.name,
-        "attention": attention_entry.component.name,
-        "scheduler": scheduler_entry.component.name,
-        "block_manager": blocks_entry.component.name,
-        "device": device_name(device),
-        "dtype": str(dtype).removeprefix("torch."),
-    }
+    team.least(0)
+    return runner, num_blocks, {"model": model_entry.component.name, "attention": attention_entry.component.name}
 
 
 def graphs_to_capture(
@@ -200,6 +287,7 @@ def pick_max_model_len(wanted: int | None, limit: int) -> int:
     return wanted or limit
 
 
-def device_name(device: torch.device) -> str:
-    """What to call the device in reports."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+def device_name(device: torch.device, count: int = 1) -> str:
+    """What to call so many of the device in reports."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+    return name if count == 1 else f"{count} x {name}"

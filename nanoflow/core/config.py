@@ -145,6 +145,7 @@ class SamplingParams:
     truncate_prompt_tokens: int | None = option(
         None, "use only so many last tokens of the prompt; -1: as many as leave room for max_tokens"
     )
+    priority: int = option(0, "who goes first with scheduler=priority: smaller is earlier")
     structured_outputs: StructuredOutputsParams | None = option(
         None, "what the output must match: one of json, regex, choice, grammar, json_object"
     )
@@ -211,6 +212,7 @@ class SamplingParams:
         length = self.truncate_prompt_tokens
         require(length is None or (is_int(length) and (length >= 1 or length == -1)), "truncate_prompt_tokens", length,
                 "an integer >= 1, -1 for what fits, or None")  # fmt: skip
+        require(is_int(self.priority), "priority", self.priority, "an integer")
         require(self.structured_outputs is None or isinstance(self.structured_outputs, StructuredOutputsParams),
                 "structured_outputs", self.structured_outputs, "a StructuredOutputsParams or None")  # fmt: skip
 
@@ -236,6 +238,10 @@ class EngineConfig:
     kv_cache_gib: float | None = option(None, "size of the KV cache in GiB; null: from the memory there is")
     gpu_memory_utilization: float = option(0.9, "share of the GPU's memory that this engine may use, in (0, 1]")
     load_format: str = option("auto", "auto: the checkpoint's weights | dummy: random ones, config.json is enough")
+    tensor_parallel_size: int = option(1, "ranks that share each layer, with a GPU each; on a CPU they are processes")
+    one_shot_kib: int = option(
+        0, "KiB up to which GPUs of one host sum tensors in one exchange over symmetric memory; 0: always by NCCL"
+    )
     enforce_eager: bool = option(False, "run steps kernel by kernel instead of as CUDA graphs")
     graph_sizes: list[int] | None = option(None, "batch sizes to capture decode steps for; null: up to max_num_seqs")
     graph_tokens: list[int] | None = option(
@@ -259,6 +265,9 @@ class EngineConfig:
         for name in ("max_model_len", "num_kv_blocks"):
             value = getattr(self, name)
             require(value is None or (is_int(value) and value >= 1), f"engine.{name}", value, "an integer >= 1 or null")
+        size, most = self.tensor_parallel_size, self.one_shot_kib
+        require(is_int(size) and size >= 1, "engine.tensor_parallel_size", size, "an integer >= 1")
+        require(is_int(most) and most >= 0, "engine.one_shot_kib", most, "an integer >= 0")
         require(isinstance(self.device, str), "engine.device", self.device, "auto, cpu, cuda or cuda:N")
         require(is_int(self.seed), "engine.seed", self.seed, "an integer")
         require(

@@ -231,7 +231,12 @@ class Engine:
             return ended
         except BaseException as error:  # even an interrupt leaves a batch half done, and blocks marked as filled
             self.failure = error
+            self.close()
             raise
+
+    def close(self) -> None:
+        """End the other ranks, if there are any. The engine can't run any more; may be called again."""
+        self.runner.close()
 
     def _take(self) -> list[Update]:
         """Append the oldest step's tokens to its sequences, and end those that are done."""

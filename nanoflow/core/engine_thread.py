@@ -3,20 +3,30 @@
 The step loop does nothing but steps. Commands reach it through a queue and are carried out between two steps; what a
 step brought leaves through another queue. Text is decoded behind that one, mostly in compiled code that lets other
 threads run, while the loop is at its next step already.
+
+Python runs one thread at a time, so all that happens to outputs takes time from the step loop. It is kept to a share:
+after each round the second thread rests, and what steps bring meanwhile goes into one output a request. With few
+streams a round is so short that every token is shown as it comes. And a round is cut into small pieces, between which
+the step loop can go on.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
 from nanoflow.core.engine import Engine
-from nanoflow.core.request import Renderer, Update
+from nanoflow.core.request import Renderer, Update, merged
 from nanoflow.core.types import RequestOutput
 
 Command: TypeAlias = "Callable[[Engine], list[Update]]"
+
+REST = 7  # how much longer than a round the outputs' thread rests after it
+LONGEST_REST = 0.1  # seconds
+PIECE = 32  # sequences
 
 
 class EngineThread:
@@ -24,10 +34,10 @@ class EngineThread:
 
     Args:
         engine: with nothing to do yet.
-        deliver: called with the outputs of a step, if there are any, in the order of the steps.
+        deliver: called with a few outputs at a time, in the order of the steps. Returns when they have been seen to.
         end: called once, after all outputs: with None when stopped, or with the error that ended the engine.
 
-    Both are called from a thread of this class and must return soon.
+    Both are called from a thread of this class.
     """
 
     def __init__(
@@ -40,6 +50,7 @@ class EngineThread:
         self.end = end
         self.commands: SimpleQueue[Command | None] = SimpleQueue()  # None: stop
         self.updates: SimpleQueue[list[Update] | None] = SimpleQueue()  # None: there are no more
+        self.stopped = threading.Event()  # the step loop has ended, and all its updates were taken
         self.failure: BaseException | None = None
         self.threads = [
             threading.Thread(target=self._step_loop, args=(engine,), name="nanoflow-steps", daemon=True),
@@ -68,6 +79,7 @@ class EngineThread:
         except BaseException as error:  # whatever it is, those who wait must hear of it
             self.failure = self.failure or error
         finally:
+            engine.close()
             self.updates.put(None)
 
     def _obey(self, engine: Engine) -> bool:
@@ -87,11 +99,25 @@ class EngineThread:
         if updates:
             self.updates.put(updates)
 
+    def _next_updates(self) -> list[Update]:
+        """All updates that are there, merged, once there are any; none when there will be no more."""
+        updates: list[Update] = []
+        while not self.stopped.is_set() and (not updates or not self.updates.empty()):
+            some = self.updates.get()
+            if some is None:
+                self.stopped.set()
+            else:
+                updates += some
+        return merged(updates)
+
     def _render_loop(self, render: Renderer) -> None:
         try:
-            while (updates := self.updates.get()) is not None:
-                if outputs := render(updates):
-                    self.deliver(outputs)
+            while updates := self._next_updates():
+                start = time.perf_counter()
+                for first in range(0, len(updates), PIECE):
+                    if outputs := render(updates[first : first + PIECE]):
+                        self.deliver(outputs)
+                self.stopped.wait(min(LONGEST_REST, REST * (time.perf_counter() - start)))
         except BaseException as error:
             self.failure = error
             self.commands.put(None)

@@ -1,7 +1,7 @@
 """Steps as CUDA graphs: from the rows' last tokens to their next ones in one launch.
 
-A captured step reads and writes fixed addresses, so what it needs lies on the device: the step's arrays in a buffer,
-the rest by row. The sampler leaves each row's token where the next step's input is read, so the host need not know the
+A captured step reads and writes fixed addresses: the step's arrays come through a mailbox, the rest lies on the device
+by row. The sampler leaves each row's token where the next step's input is read, so the host need not know the
 tokens to submit the next step. There are graphs for some numbers of decoding sequences, and for some numbers of tokens
 in steps with prefill chunks; a step takes the smallest that it fits into, and pads.
 """
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from nanoflow.core.interfaces import AttentionBackend, ModelArch
+from nanoflow.core.mailbox import Mailbox
 from nanoflow.core.sampler import sample
 from nanoflow.core.step import StepBuffer, StepInput
 from nanoflow.core.types import AttentionInput
@@ -68,7 +69,7 @@ class Capture:
 
     Attributes:
         graph: what is replayed.
-        buffer: the step's arrays.
+        buffer: the step's arrays, on the device.
         inputs: what the attention backend planned with; the graph writes to its block tables.
         logits_SV: for rows that need more than a plain draw.
         tokens_S: int64; the plain draw, also written to `RowState.last_token_R`.
@@ -104,6 +105,7 @@ class StepGraphs:
         self.max_num_seqs = len(rows.last_token_R) - 1
         self.decodes = decodes
         self.tokens = tokens
+        self.mailbox = self._mailbox()
         self.pool = torch.cuda.graph_pool_handle()
         self.stream = torch.cuda.Stream()  # one for all captures, since memory is kept by stream
         # The largest first: the others fit into its memory.
@@ -126,16 +128,29 @@ class StepGraphs:
             return None  # more than a sequence may have
         return self.of_tokens[size] if num_seqs + (padding > 0) <= most_seqs(size, self.max_num_seqs) else None
 
-    def replay(self, capture: Capture, step: StepBuffer) -> None:
-        """Run the step, whose arrays lie in pinned memory. Its results are valid until the next replay of any graph."""
-        capture.buffer.memory.copy_(step.memory, non_blocking=True)
+    def open(self, capture: Capture) -> StepBuffer:
+        """Where to write the arrays of the step to be replayed, on the host."""
+        return self.mailbox.open(capture.buffer.num_tokens, capture.buffer.num_seqs)
+
+    def replay(self, capture: Capture) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+        """Run the step whose arrays were written last; returns what `Mailbox.send` does.
+
+        What it leaves on the device is valid until the next replay of any graph.
+        """
         capture.graph.replay()
+        return self.mailbox.send()
+
+    def _mailbox(self) -> Mailbox:
+        num_tokens = max(self.decodes + self.tokens)
+        return Mailbox(num_tokens, most_seqs(num_tokens, self.max_num_seqs), self.rows.last_token_R.device)
 
     def _capture(self, num_tokens: int, num_seqs: int, *, settled: bool) -> Capture:
         device, width = self.rows.last_token_R.device, self.rows.block_tables_RB.shape[1]
         buffer = StepBuffer(num_tokens, num_seqs, device)
         step = buffer.tensors
-        buffer.memory.copy_(self._padding(num_tokens, num_seqs, settled=settled).memory)
+        padding = self.mailbox.open(num_tokens, num_seqs)
+        self._pad(padding.arrays, settled=settled)
+        buffer.memory.copy_(padding.memory)
         inputs = AttentionInput(
             slot_mapping_T=step.slots_T,
             query_start_S1=step.query_start_S1,
@@ -150,50 +165,54 @@ class StepGraphs:
         graph = torch.cuda.CUDAGraph()
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            self._step(step, inputs)  # compiles kernels and sizes workspaces, which a capture can't
-            graph.capture_begin(self.pool)
-            logits_SV, tokens_S = self._step(step, inputs)
+            self._step(buffer, inputs)  # compiles kernels and sizes workspaces, which a capture can't
+            self.mailbox.send()
+            graph.capture_begin(self.pool, capture_error_mode="thread_local")  # NCCL has a thread that looks on
+            logits_SV, tokens_S = self._step(buffer, inputs)
             graph.capture_end()
         torch.cuda.current_stream().wait_stream(self.stream)
         return Capture(graph, buffer, inputs, logits_SV, tokens_S)
 
-    def _padding(self, num_tokens: int, num_seqs: int, *, settled: bool) -> StepBuffer:
-        """A step of nothing but padding, to capture with."""
-        host = StepBuffer(num_tokens, num_seqs, torch.device("cpu"))
-        step = host.arrays
+    def _pad(self, step: StepInput, *, settled: bool) -> None:
+        """Make it a step of nothing but padding, to capture with."""
         step.token_ids_T[:] = step.positions_T[:] = step.query_start_S1[:] = 0
         step.slots_T[:] = int(self.rows.block_tables_RB[-1, 0]) * self.block_size
         step.rows_S[:] = step.targets_S[:] = self.max_num_seqs
-        step.query_start_S1[1:] = np.arange(1, num_seqs + 1) if settled else 1
+        step.query_start_S1[1:] = np.arange(1, len(step.rows_S) + 1) if settled else 1
         step.context_lens_S[:] = 1
-        return host
 
-    def _step(self, step: StepInput, inputs: AttentionInput) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, buffer: StepBuffer, inputs: AttentionInput) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [S, V] and tokens [S] of one step."""
-        rows = self.rows
-        ids_T, temperature_S, seed_S = gather_rows(rows, step, self.block_size, inputs.block_tables_SB)
+        rows, step = self.rows, buffer.tensors
+        self.mailbox.receive(buffer)
+        ids_T, temperature_S, seed_S = gather_rows(rows, step, self.block_size, inputs.block_tables_SB, self.mailbox)
         self.attention.plan(inputs)
         hidden = self.model.forward(ids_T, step.positions_T, self.attention)
         if not inputs.settled:
             hidden = hidden[step.query_start_S1[1:] - 1]
         logits_SV = self.model.compute_logits(hidden)
         tokens_S = sample(
-            logits_SV, temperature_S, seed_S, step.context_lens_S, None, rows.last_token_R, step.targets_S
+            logits_SV, temperature_S, seed_S, step.context_lens_S, None, rows.last_token_R, step.targets_S, self.mailbox
         )
         return logits_SV, tokens_S
 
 
 def gather_rows(
-    rows: RowState, step: StepInput, block_size: int, block_tables_SB: torch.Tensor
+    rows: RowState, step: StepInput, block_size: int, block_tables_SB: torch.Tensor, mailbox: Mailbox | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What the rows of a step hold: its token ids [T], temperatures [S] and seeds [S]; fills its block tables."""
+    """What the rows of a step hold: its token ids [T], temperatures [S] and seeds [S]; fills its block tables.
+
+    Counts the step in the mailbox, if it came through one.
+    """
     if step.rows_S.is_cuda:
         from nanoflow.core.kernels import rows as kernel
 
         return kernel.gather_rows(
             step.token_ids_T, rows.last_token_R, step.rows_S, step.context_lens_S, rows.block_tables_RB,
-            rows.temperature_R, rows.seed_R, block_size, block_tables_SB,
+            rows.temperature_R, rows.seed_R, block_size, block_tables_SB, None if mailbox is None else mailbox.turn_1,
         )  # fmt: skip
+    if mailbox is not None:
+        mailbox.begin()
     block_tables_SB.copy_(rows.block_tables_RB[step.rows_S, : block_tables_SB.shape[1]])
     known_T = step.token_ids_T >= 0
     sampled_T = rows.last_token_R[torch.where(known_T, 0, -1 - step.token_ids_T)]

@@ -83,7 +83,7 @@ class AttentionContext:
         dtype: of queries, keys, values and the cache.
         device: where everything lives.
         windows: for each layer how many tokens, the last ones up to and with itself, a token attends to, None for all
-            of them. Empty if there are no windows.
+            of them. Empty if there are no windows. A backend that knows none says so in `supports`.
     """
 
     num_layers: int
@@ -210,11 +210,13 @@ class Scheduler(ABC):
 
     @abstractmethod
     def schedule(self) -> Batch | None:
-        """The next step's batch, or None if nothing can run now.
+        """The next step's batch, or None if nothing can run now; something can while requests are unfinished and no
+        batch is in flight.
 
         Every sequence in it has had `BlockManager.allocate` for its tokens and is entered with `Batch.add`, decoding
-        ones before the others. A sequence is taken only while `num_uncomputed_tokens` > 0. Sequences whose blocks
-        were freed to make room are listed in `Batch.preempted`, or in that of the next batch if this call returns None.
+        ones before the others. A sequence is taken only while `num_uncomputed_tokens` > 0, and one without blocks only
+        while none of its tokens is in flight. Sequences whose blocks were freed to make room are listed in
+        `Batch.preempted`, or in that of the next batch if this call returns None.
         """
 
     @abstractmethod

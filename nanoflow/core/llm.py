@@ -67,6 +67,7 @@ class LLM:
         prompts: Prompt | list[Prompt],
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
         use_tqdm: bool = True,
+        priority: int | list[int] | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts, batched as the scheduler sees fit.
 
@@ -74,6 +75,7 @@ class LLM:
             prompts: a text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`, or a list of these.
             sampling_params: one for all, or a list with one for each prompt; None for `get_default_sampling_params`.
             use_tqdm: show a progress bar.
+            priority: takes the place of `SamplingParams.priority`; one for all, or a list with one for each prompt.
 
         Returns:
             An output for each prompt, in the order of the prompts.
@@ -81,7 +83,11 @@ class LLM:
         Raises:
             RequestError: a prompt that can't be served. All are checked first, so nothing was generated then.
         """
-        return self._run(self._encoded(prompts), sampling_params, use_tqdm)
+        encoded = self._encoded(prompts)
+        if priority is not None:
+            params = _params_for(sampling_params or self.engine.default_params, len(encoded))
+            sampling_params = _with_priorities(params, priority)
+        return self._run(encoded, sampling_params, use_tqdm)
 
     def stream(
         self,
@@ -162,6 +168,7 @@ class LLM:
         """Let go of the model and the KV cache; the object can't generate any more. May be called twice."""
         if not self._closed:
             self._closed = True
+            self._engine.close()
             del self._engine
 
     def __enter__(self) -> LLM:
@@ -292,6 +299,13 @@ def _params_for(params: SamplingParams | list[SamplingParams], count: int) -> li
             f"There are {count} prompts but {len(params)} sampling_params; give one, or one for each prompt."
         )
     return list(params)
+
+
+def _with_priorities(params: list[SamplingParams], priority: int | list[int]) -> list[SamplingParams]:
+    priorities = priority if isinstance(priority, list | tuple) else [priority] * len(params)
+    if len(priorities) != len(params):
+        raise RequestError(f"There are {len(params)} prompts but {len(priorities)} priorities; give one for each.")
+    return [replace(item, priority=number) for item, number in zip(params, priorities, strict=True)]
 
 
 @contextmanager

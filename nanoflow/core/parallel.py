@@ -70,6 +70,9 @@ class Group(ABC):
     def broadcast(self, x: torch.Tensor) -> None:
         """Overwrite `x` with that of rank 0."""
 
+    def close(self) -> None:  # noqa: B027 (nothing to do by default)
+        """Leave the group, at once and whatever is still under way."""
+
 
 @dataclass(frozen=True)
 class ParallelContext:

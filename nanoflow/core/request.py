@@ -83,7 +83,7 @@ class Request:
 
 @dataclass(slots=True)
 class Update:
-    """What a step brought to a sequence, as of that step: the sequence may be further on when this is read.
+    """What a step, or several, brought to a sequence, as of that step: it may be further on when this is read.
 
     Attributes:
         request: whose sequence it is.
@@ -101,6 +101,20 @@ class Update:
     text: str | None
     finish_reason: str | None
     stop_reason: str | int | None
+
+
+def merged(updates: list[Update]) -> list[Update]:
+    """The same news with one update a sequence, in the order of the first ones, which take the others in."""
+    found: dict[tuple[Request, int], Update] = {}
+    for update in updates:
+        first = found.setdefault((update.request, update.index), update)
+        if first is not update:
+            first.token_ids = first.token_ids + update.token_ids
+            first.shown = first.shown + update.shown
+            if first.text is not None:
+                first.text += update.text or ""
+            first.finish_reason, first.stop_reason = update.finish_reason, update.stop_reason
+    return list(found.values())
 
 
 class Completion:
@@ -147,7 +161,7 @@ def _sum(token_ids: list[int], logprobs: list[dict[int, Logprob]]) -> float:
 
 
 class Renderer:
-    """Turns updates into outputs; all text that no stop string depends on is decoded here, in one call a step.
+    """Turns updates into outputs; all text that no stop string depends on is decoded here, in one call.
 
     Args:
         tokenizer: None leaves texts empty.
@@ -157,7 +171,10 @@ class Renderer:
         self.tokenizer = tokenizer
 
     def __call__(self, updates: list[Update]) -> list[RequestOutput]:
-        """Outputs of the requests that have something to show, at most one each, in the order of the updates."""
+        """Outputs of the requests that have something to show, at most one each, in the order of the updates.
+
+        Updates of several steps must be `merged`.
+        """
         if not updates:
             return []
         news: dict[Request, list[int]] = {}

@@ -7,6 +7,8 @@ submitted before the host has seen its value.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import compress
 
@@ -15,11 +17,15 @@ import torch
 
 from nanoflow.core.graphs import Capture, RowState, StepGraphs, gather_rows
 from nanoflow.core.interfaces import AttentionBackend, ModelArch
-from nanoflow.core.logprobs import Span, TopLogprobs, num_candidates, top_logprobs
+from nanoflow.core.logprobs import ROWS, Span, TopLogprobs, num_candidates, top_logprobs
 from nanoflow.core.row_sampler import RowSampler
 from nanoflow.core.step import BlockTables, StepBuffer, fill
+from nanoflow.core.step_message import StepMessage
+from nanoflow.core.team import Team
 from nanoflow.core.transfer import to_device
 from nanoflow.core.types import AttentionInput, Batch, Sequence
+
+POLL_SECONDS = 5e-5  # between looks at the device and at the other ranks
 
 
 @dataclass(slots=True)
@@ -31,16 +37,25 @@ class PendingStep:
         samples: which of them count.
         logprobs: what sequences asked for beside their tokens; empty for none. To be read after `result`.
         done: None if it is done already.
+        team: whose loss would make the step last for ever; None for a rank that is alone.
     """
 
     tokens_S: torch.Tensor
     samples: list[bool]
     logprobs: list[TopLogprobs]
     done: torch.cuda.Event | None
+    team: Team | None
 
     def result(self) -> list[int]:
-        """A token id for each sequence that samples, in the order of the batch. Blocks until the device is there."""
+        """A token id for each sequence that samples, in the order of the batch. Blocks until the device is there.
+
+        Raises:
+            NanoflowError: another rank failed.
+        """
         if self.done is not None:
+            while self.team is not None and not self.done.query():
+                self.team.check()
+                time.sleep(POLL_SECONDS)
             self.done.synchronize()
         return list(compress(self.tokens_S.tolist(), self.samples))
 
@@ -56,15 +71,19 @@ class ModelRunner:
         max_num_seqs: most sequences in a batch, and most that hold blocks.
         max_model_len: most tokens in a sequence.
         padding_block: a block of the cache that is nobody's; captured steps write there what is padding.
+        team: the ranks that share the model. All of them capture, and submit or `follow`, in the same order.
 
     Attributes:
         graphs: replays steps that it has a graph for; None runs all of them kernel by kernel.
+        send: where other ranks, which `follow`, are told of each step; None if there are none, or they submit as well.
     """
 
     def __init__(
         self, model: ModelArch, attention: AttentionBackend, *, device: torch.device, block_size: int,
-        max_num_seqs: int, max_model_len: int, padding_block: int,
+        max_num_seqs: int, max_model_len: int, padding_block: int, team: Team,
     ) -> None:  # fmt: skip
+        self.team = team
+        self.send: Callable[[np.ndarray], None] | None = None
         self.model = model
         self.attention = attention
         self.device = device
@@ -72,7 +91,8 @@ class ModelRunner:
         self.free_rows = list(reversed(range(max_num_seqs)))
         self.num_scored = 0  # rows whose sequences want log-probabilities of their prompts
         self.tables = BlockTables(max_num_seqs, -(-max_model_len // block_size), padding_block, device)
-        num_rows = max_num_seqs + 1  # one for padding
+        self.padding_row = max_num_seqs
+        num_rows = max_num_seqs + 1
         self.sampler = RowSampler(num_rows, model.vocab_size, device)
         self.params_changed = False
         self.rows = RowState(
@@ -100,10 +120,21 @@ class ModelRunner:
 
     @torch.inference_mode()
     def submit(self, batch: Batch) -> PendingStep:
-        """Start a step. Returns at once on a GPU; on a CPU when it is done."""
+        """Start a step. Returns at once on a GPU; on a CPU when it is done.
+
+        Raises:
+            NanoflowError: another rank failed.
+        """
+        try:
+            return self._submit(batch)
+        except RuntimeError:  # such as of a sum that a rank was missing for
+            self.team.explain()
+            raise
+
+    def _submit(self, batch: Batch) -> PendingStep:
         for sequence in batch.preempted:
             self.release(sequence)
-        rows, any_new = self._update_rows(batch)
+        rows, any_new, changes = self._update_rows(batch)
         num_tokens, num_seqs = batch.total_tokens, len(rows)
         settled = num_tokens == num_seqs and not any_new
         spans = self._prompt_spans(batch)
@@ -111,30 +142,58 @@ class ModelRunner:
         if self.graphs is not None and not spans:  # captured steps keep the logits of last tokens only
             capture = self.graphs.find(num_tokens, num_seqs, settled=settled)
         if capture is not None:
-            num_tokens, num_seqs = capture.buffer.num_tokens, capture.buffer.num_seqs
-        step = StepBuffer(num_tokens, num_seqs, torch.device("cpu"), pinned=self.device.type == "cuda")
+            step = self.graphs.open(capture)
+        else:
+            step = StepBuffer(num_tokens, num_seqs, torch.device("cpu"), pinned=self.device.type == "cuda")
         fill(step.arrays, batch, rows, self.tables.on_host, self.block_size, settled=settled)
+        scored_L = _scored(spans, batch, step)
+        if self.send is not None:
+            captured = capture is not None
+            drawn_by_all = captured and bool(self.sampler.plain[rows].all())
+            work = StepMessage(step, settled, captured, drawn_by_all, batch.num_decodes, scored_L, *changes)
+            self.send(work.pack())
         if capture is not None:
             return self._replay(capture, step, batch, rows)
-        return self._run(step, batch, rows, spans, settled)
+        return self._run(step, batch, rows, spans, scored_L, settled)
+
+    @torch.inference_mode()
+    def follow(self, message: bytes) -> None:
+        """Compute beside rank 0 the step that it sent, whose tokens it leaves in this rank's rows, too."""
+        work = StepMessage.unpack(message, pinned=self.device.type == "cuda")
+        self._apply(work.tables_2C, work.params_2R)
+        if work.captured:
+            assert self.graphs is not None
+            capture = self.graphs.find(work.step.num_tokens, work.step.num_seqs, settled=work.settled)
+            assert capture is not None
+            self.graphs.open(capture).memory.copy_(work.step.memory)
+            self.graphs.replay(capture)
+        else:
+            hidden_TD = self._forward(work.step, work.num_decodes, work.settled)
+            for start in range(0, len(work.scored_L), ROWS):  # as `top_logprobs` asks for them
+                self._logits(hidden_TD, work.scored_L[start : start + ROWS])
+            arrays = work.step.arrays
+            sampling = np.flatnonzero(arrays.targets_S != self.padding_row)
+            self._logits(hidden_TD, arrays.query_start_S1[1:][sampling].astype(np.int64) - 1)
+        if not work.drawn_by_all:
+            self.team.parallel.broadcast(self.rows.last_token_R)
 
     def _run(
-        self, step: StepBuffer, batch: Batch, rows: np.ndarray, spans: list[Span], settled: bool
+        self, step: StepBuffer, batch: Batch, rows: np.ndarray, spans: list[Span], scored_L: np.ndarray, settled: bool
     ) -> PendingStep:  # fmt: skip
         """Kernel by kernel."""
-        hidden_TD = self._forward(step, batch, settled)
-        logprobs = [self._prompt_logprobs(hidden_TD, step, batch, spans)] if spans else []
+        hidden_TD = self._forward(step, batch.num_decodes, settled)
+        logprobs = [self._prompt_logprobs(hidden_TD, spans, scored_L)] if spans else []
         sampling = np.flatnonzero(batch.samples)
-        last_S = to_device(step.arrays.query_start_S1[1:][sampling].astype(np.int64) - 1, self.device)
-        logits_SV = self.model.compute_logits(hidden_TD[last_S])
+        logits_SV = self._logits(hidden_TD, step.arrays.query_start_S1[1:][sampling].astype(np.int64) - 1)
         drawing = self._drawing(step, batch, rows, sampling)
         tokens_S = self.sampler.draw(logits_SV, *drawing)
         self.rows.last_token_R[to_device(rows[sampling], self.device)] = tokens_S
+        self.team.parallel.broadcast(self.rows.last_token_R)
         logprobs += self.sampler.logprobs(logits_SV, tokens_S, *drawing)
         return self._pending(tokens_S, [True] * len(sampling), logprobs)
 
-    def _forward(self, host: StepBuffer, batch: Batch, settled: bool) -> torch.Tensor:
-        """Hidden states [T, D]."""
+    def _forward(self, host: StepBuffer, num_decodes: int, settled: bool) -> torch.Tensor:
+        """Hidden states [T, D]. The step has no padding."""
         buffer = host
         if self.device.type == "cuda":
             buffer = StepBuffer(host.num_tokens, host.num_seqs, self.device)
@@ -147,23 +206,27 @@ class ModelRunner:
             query_start_S1=step.query_start_S1,
             context_lens_S=step.context_lens_S,
             block_tables_SB=self.rows.block_tables_RB.new_zeros(host.num_seqs, width),
-            query_lens=np.array(batch.num_tokens),
+            query_lens=np.diff(host.arrays.query_start_S1).astype(np.int64),
             context_lens=context_lens,
-            num_decodes=batch.num_decodes,
+            num_decodes=num_decodes,
             settled=settled,
         )
         ids_T = gather_rows(self.rows, step, self.block_size, inputs.block_tables_SB)[0]
         self.attention.plan(inputs)
         return self.model.forward(ids_T, step.positions_T, self.attention)
 
+    def _logits(self, hidden_TD: torch.Tensor, places: np.ndarray) -> torch.Tensor:
+        """Logits after these tokens of the step (int64)."""
+        return self.model.compute_logits(hidden_TD[to_device(places, self.device)])
+
     def _replay(self, capture: Capture, step: StepBuffer, batch: Batch, rows: np.ndarray) -> PendingStep:
         """As one graph, which draws for all rows as if they wanted no more than a plain draw."""
         assert self.graphs is not None
-        self.graphs.replay(capture, step)
+        on_host_S, done = self.graphs.replay(capture)
         count = len(rows)
-        logits_SV, tokens_S = capture.logits_SV[:count], capture.tokens_S[:count]
         if self.sampler.plain[rows].all():
-            return self._pending(tokens_S, batch.samples, [])
+            return PendingStep(on_host_S[:count], batch.samples, [], done, self.watched)
+        logits_SV, tokens_S = capture.logits_SV[:count], capture.tokens_S[:count]
         again = self.sampler.beyond_plain(rows, step.arrays.context_lens_S[:count]) & batch.samples
         everyone = self._drawing(step, batch, rows, np.arange(count))
         if again.all():
@@ -173,6 +236,7 @@ class ModelRunner:
             place = to_device(chosen, self.device)
             tokens_S[place] = self.sampler.draw(logits_SV[place], *self._drawing(step, batch, rows, chosen))
         self.rows.last_token_R[capture.buffer.tensors.targets_S[:count]] = tokens_S
+        self.team.parallel.broadcast(self.rows.last_token_R)
         logprobs = self.sampler.logprobs(logits_SV, tokens_S, *everyone, np.array(batch.samples))
         return self._pending(tokens_S, batch.samples, logprobs)
 
@@ -195,17 +259,16 @@ class ModelRunner:
                 spans.append(Span(sequence, start + 1, count, wanted))
         return spans
 
-    def _prompt_logprobs(
-        self, hidden_TD: torch.Tensor, step: StepBuffer, batch: Batch, spans: list[Span]
-    ) -> TopLogprobs:  # fmt: skip
-        first = dict(zip(batch.sequences, step.arrays.query_start_S1.tolist(), strict=False))
-        places = np.concatenate([first[span.sequence] + np.arange(span.num_tokens) for span in spans])
+    def _prompt_logprobs(self, hidden_TD: torch.Tensor, spans: list[Span], scored_L: np.ndarray) -> TopLogprobs:
         token_ids = [i for s in spans for i in s.sequence.token_ids[s.position : s.position + s.num_tokens]]
-        places_L, token_ids_L = to_device(np.stack((places, np.array(token_ids, np.int64))), self.device)
-        return top_logprobs(spans, lambda part: self.model.compute_logits(hidden_TD[places_L[part]]), token_ids_L)
+        token_ids_L = to_device(np.array(token_ids, np.int64), self.device)
+        return top_logprobs(spans, lambda part: self._logits(hidden_TD, scored_L[part]), token_ids_L)
 
-    def _update_rows(self, batch: Batch) -> tuple[np.ndarray, bool]:
-        """Rows of the batch's sequences, int64 [S], brought up to date, and whether any sequence had none before."""
+    def _update_rows(self, batch: Batch) -> tuple[np.ndarray, bool, tuple[np.ndarray, np.ndarray]]:
+        """Rows of the batch's sequences, int64 [S], brought up to date; whether any had none before; what changed.
+
+        The changes are those of block tables and sampling parameters, as in `StepMessage`.
+        """
         rows = np.empty(len(batch.sequences), np.int64)
         any_new = False
         for index, sequence in enumerate(batch.sequences):
@@ -214,12 +277,21 @@ class ModelRunner:
                 any_new = True
             rows[index] = sequence.row
             self.tables.update(sequence.row, sequence.block_table)
-        self.tables.send()
-        if self.params_changed and self.device.type == "cuda":
-            self.rows.temperature_R.copy_(to_device(self.sampler.temperature, self.device))
-            self.rows.seed_R.copy_(to_device(self.sampler.seed, self.device))
+        params_2R = np.empty((2, 0), np.int64)
+        if self.params_changed:
+            params_2R = np.stack((self.sampler.temperature.astype(np.float64).view(np.int64), self.sampler.seed))
         self.params_changed = False
-        return rows, any_new
+        changes = self.tables.take_changes(), params_2R
+        self._apply(*changes)
+        return rows, any_new, changes
+
+    def _apply(self, tables_2C: np.ndarray, params_2R: np.ndarray) -> None:
+        """Bring the rows on the device up to date."""
+        self.tables.apply(tables_2C)
+        if params_2R.size:
+            temperature_R, seed_R = params_2R
+            self.rows.temperature_R.copy_(to_device(temperature_R.view(np.float64), self.device))
+            self.rows.seed_R.copy_(to_device(seed_R, self.device))
 
     def _assign_row(self, sequence: Sequence) -> None:
         row = sequence.row = self.free_rows.pop()
@@ -229,11 +301,30 @@ class ModelRunner:
 
     def _pending(self, tokens_S: torch.Tensor, samples: list[bool], logprobs: list[TopLogprobs]) -> PendingStep:
         if self.device.type == "cpu":
-            return PendingStep(tokens_S, samples, logprobs, None)
+            return PendingStep(tokens_S, samples, logprobs, None, None)
         on_host = _to_host(tokens_S), samples, [part.map(_to_host) for part in logprobs]
         done = torch.cuda.Event()
         done.record()
-        return PendingStep(*on_host, done)
+        return PendingStep(*on_host, done, self.watched)
+
+    @property
+    def watched(self) -> Team | None:
+        """As `PendingStep.team`."""
+        return self.team if self.team.parallel.size > 1 else None
+
+    def close(self) -> None:
+        """End the other ranks, if there are any. Nothing can be submitted then; may be called again."""
+        if self.team.parallel.size > 1:
+            self.graphs = None  # NCCL doesn't let go of ranks that a graph refers to
+            self.team.close()
+
+
+def _scored(spans: list[Span], batch: Batch, step: StepBuffer) -> np.ndarray:
+    """Tokens of the step that come before those of the spans: their logits are wanted. int64 [L]"""
+    if not spans:
+        return np.empty(0, np.int64)
+    first = dict(zip(batch.sequences, step.arrays.query_start_S1.tolist(), strict=False))
+    return np.concatenate([first[span.sequence] + np.arange(span.num_tokens) for span in spans])
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

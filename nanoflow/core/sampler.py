@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from nanoflow.core.mailbox import Mailbox
 from nanoflow.core.transfer import to_device
 
 UINT32 = 0xFFFFFFFF
@@ -47,19 +48,17 @@ class Filters:
         top_k_S: int64; the k best; V or more keeps all.
         top_p_S: float32; the likeliest that hold this share of what top_k left; 1 keeps all.
         min_p_S: float32; no less likely than this times the likeliest; 0 keeps all.
-        any_top_k, any_top_p: whether some row asks for it; False saves the work.
     """
 
     top_k_S: torch.Tensor
     top_p_S: torch.Tensor
     min_p_S: torch.Tensor
-    any_top_k: bool = True
-    any_top_p: bool = True
 
 
 def sample(
     logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor,
     filters: Filters | None = None, last_token_R: torch.Tensor | None = None, targets_S: torch.Tensor | None = None,
+    mailbox: Mailbox | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Token ids [S], int64, of rows whose parameters lie on the logits' device; may be captured in a CUDA graph.
 
@@ -71,20 +70,20 @@ def sample(
         filters: None for none.
         last_token_R: int64; the tokens are written there too, at `targets_S` (int64). None writes nothing.
         targets_S: distinct where it matters which token stays.
+        mailbox: the tokens are left there, too. None leaves them nowhere.
     """
     if logits_SV.is_cuda:
-        from nanoflow.core.kernels import sampling
+        from nanoflow.core.kernels.filters import thresholds
+        from nanoflow.core.kernels.sampling import draw
 
         lowest_S = None
         if filters is not None:
-            lowest_S = sampling.thresholds(
-                logits_SV, temperature_S, filters.top_k_S, filters.top_p_S, filters.min_p_S, top_k=filters.any_top_k,
-                top_p=filters.any_top_p,
-            )  # fmt: skip
-        return sampling.draw(logits_SV, temperature_S, seed_S, position_S, lowest_S, last_token_R, targets_S)
+            lowest_S = thresholds(logits_SV, temperature_S, filters.top_k_S, filters.top_p_S, filters.min_p_S)
+        places = (None, None) if mailbox is None else (mailbox.outbox, mailbox.turn_1)
+        return draw(logits_SV, temperature_S, seed_S, position_S, lowest_S, last_token_R, targets_S, *places)
     scores = logits_SV.float() / temperature_S.clamp(min=LOWEST_TEMPERATURE).unsqueeze(-1)
     if filters is not None:
-        if filters.any_top_k or filters.any_top_p:
+        if (filters.top_k_S < scores.shape[-1]).any() or (filters.top_p_S < 1).any():
             scores = keep_top(scores, filters.top_k_S.unsqueeze(-1), filters.top_p_S.unsqueeze(-1))
         scores = keep_likely(scores, filters.min_p_S.unsqueeze(-1))
     noise = gumbel_noise(seed_S.unsqueeze(-1), position_S.unsqueeze(-1), scores.shape[-1])
@@ -92,6 +91,8 @@ def sample(
     tokens_S = torch.where(temperature_S > 0, drawn_S, logits_SV.argmax(-1))
     if last_token_R is not None:
         last_token_R[targets_S] = tokens_S
+    if mailbox is not None:
+        mailbox.post(tokens_S)
     return tokens_S
 
 
@@ -114,12 +115,10 @@ class Sampler:
         temperature, top_k, top_p, min_p = (
             values[rows] for values in (inputs.temperature, inputs.top_k, inputs.top_p, inputs.min_p)
         )
-        any_top_k, any_top_p = bool((top_k < logits_RV.shape[-1]).any()), bool((top_p < 1).any())
         floats = to_device(np.stack((temperature, top_p, min_p)), logits_RV.device)
         integers = to_device(np.stack((inputs.seed[rows], inputs.position[rows], top_k)), logits_RV.device)
-        filters = None
-        if any_top_k or any_top_p or (min_p > 0).any():
-            filters = Filters(integers[2], floats[1], floats[2], any_top_k, any_top_p)
+        filtered = (top_k < logits_RV.shape[-1]) | (top_p < 1) | (min_p > 0)
+        filters = Filters(integers[2], floats[1], floats[2]) if filtered.any() else None
         return sample(logits_RV, floats[0], integers[0], integers[1], filters)
 
 

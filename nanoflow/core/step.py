@@ -49,12 +49,23 @@ class StepBuffer:
         num_seqs: S.
         arrays: views of the memory as numpy arrays; on the host only.
         tensors: the same as tensors.
+        memory: uint8 [`num_bytes`].
     """
 
-    def __init__(self, num_tokens: int, num_seqs: int, device: torch.device, *, pinned: bool = False) -> None:
+    def __init__(
+        self, num_tokens: int, num_seqs: int, device: torch.device, *, pinned: bool = False,
+        memory: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.num_tokens, self.num_seqs = num_tokens, num_seqs
-        num_bytes = 8 * (3 * num_tokens + 2 * num_seqs) + 4 * (2 * num_seqs + 1)
-        self.memory = torch.empty(num_bytes, dtype=torch.uint8, device=device, pin_memory=pinned)
+        if memory is None:
+            size = self.num_bytes(num_tokens, num_seqs)
+            memory = torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
+        self.memory = memory
+
+    @staticmethod
+    def num_bytes(num_tokens: int, num_seqs: int) -> int:
+        """Bytes that a step of T tokens in S sequences takes."""
+        return 8 * (3 * num_tokens + 2 * num_seqs) + 4 * (2 * num_seqs + 1)
 
     @property
     def arrays(self) -> StepInput:
@@ -89,7 +100,7 @@ class BlockTables:
 
     Attributes:
         on_host: int32 numpy array [rows + 1, B].
-        on_device: the same as a tensor, up to date after `send`.
+        on_device: the same as a tensor, up to date after `apply`.
     """
 
     def __init__(self, num_rows: int, width: int, padding_block: int, device: torch.device) -> None:
@@ -112,14 +123,20 @@ class BlockTables:
         """The row is somebody else's from now on."""
         self.lengths[row] = 0
 
-    def send(self) -> None:
-        """Bring the device up to date."""
-        if self.changes and self.on_device.is_cuda:
-            width = self.on_host.shape[1]
-            places = np.concatenate([row * width + first + np.arange(len(new)) for row, first, new in self.changes])
-            entries = to_device(np.stack((places, self.on_host.reshape(-1)[places])), self.on_device.device)
-            self.on_device.view(-1).index_copy_(0, entries[0], entries[1].int())
+    def take_changes(self) -> np.ndarray:
+        """What changed since it was last asked: places in the flat table and their entries, int64 [2, C]."""
+        if not self.changes:
+            return np.empty((2, 0), np.int64)
+        width = self.on_host.shape[1]
+        places = np.concatenate([row * width + first + np.arange(len(new)) for row, first, new in self.changes])
         self.changes.clear()
+        return np.stack((places, self.on_host.reshape(-1)[places]))
+
+    def apply(self, changes_2C: np.ndarray) -> None:
+        """Bring `on_device` up to date."""
+        if changes_2C.size:
+            places, entries = to_device(changes_2C, self.on_device.device)
+            self.on_device.view(-1).index_copy_(0, places, entries.int())
 
 
 def fill(

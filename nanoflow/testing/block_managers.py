@@ -7,13 +7,13 @@ import sys
 from typing import ClassVar
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanoflow.core.config import PluginChoice, SamplingParams
 from nanoflow.core.interfaces import BlockManager, BlockManagerContext
 from nanoflow.core.types import Sequence
-from nanoflow.testing.loads import MakeWorld, collisions, drive, explore
+from nanoflow.testing.loads import KIT, MakeWorld, collisions, drive, explore
 from nanoflow.testing.schedulers import both_depths, world_maker
 from nanoflow.testing.suite import Suite
 from nanoflow.testing.world import World
@@ -38,8 +38,7 @@ class BlockManagerSuite(Suite):
     @classmethod
     def build(cls, num_blocks: int = 8, block_size: int = 2) -> BlockManager:
         """The block manager under test, empty."""
-        registry, component = cls.registry(), cls.plugin()
-        config = registry.options(registry.get(cls.role, component.name), cls.options)
+        component, config = cls.plugin()
         return component.build(config, BlockManagerContext(num_blocks, block_size))
 
     @classmethod
@@ -161,6 +160,15 @@ class BlockManagerSuite(Suite):
             if first.block_table:
                 blocks.free(first)
 
+    def test_equal_blocks_after_different_ones(self) -> None:
+        """A block holds its tokens after those before them: found after the same ones alone."""
+        blocks = self.build(num_blocks=8, block_size=2)
+        run(blocks, sequence_of([1, 1, 7, 7]))
+        assert blocks.match(sequence_of([2, 2, 7, 7, 99])) == blocks.match(sequence_of([7, 7, 99])) == 0
+        run(blocks, sequence_of([2, 2, 7, 7]))
+        for token in (1, 2):
+            assert blocks.match(sequence_of([token, token, 7, 7, 99])) == (4 if self.shares_prefixes else 0)
+
     def test_tokens_whose_logits_are_needed_are_computed(self) -> None:
         """The last token, and those of a prompt that is scored, are never taken from the cache."""
         blocks = self.build(num_blocks=8, block_size=2)
@@ -215,8 +223,7 @@ class BlockManagerSuite(Suite):
     def test_match_is_what_allocate_takes(self) -> None:
         """And what it takes holds the sequence's tokens, after any history of what was computed and freed."""
 
-        @settings(max_examples=60, deadline=None, derandomize=True, database=None,
-                  suppress_health_check=list(HealthCheck))  # fmt: skip
+        @settings(KIT, max_examples=60)
         @given(
             prompts=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=10), min_size=1, max_size=14),
             frees=st.lists(st.integers(0, 14), min_size=14, max_size=14), block_size=st.integers(1, 3),
@@ -228,7 +235,7 @@ class BlockManagerSuite(Suite):
             held: list[Sequence] = []
             for prompt, leaves in zip(prompts, frees, strict=False):
                 sequence = sequence_of(prompt)
-                free, hits = blocks.num_free_blocks, blocks.num_hit_tokens
+                free, hits, queried = blocks.num_free_blocks, blocks.num_hit_tokens, blocks.num_queried_tokens
                 found = blocks.match(sequence)
                 assert (blocks.match(sequence), blocks.num_free_blocks) == (found, free), "match changes nothing"
                 assert found % block_size == 0
@@ -238,6 +245,7 @@ class BlockManagerSuite(Suite):
                 else:
                     assert sequence.num_computed_tokens == found
                     assert blocks.num_hit_tokens - hits == found
+                    assert blocks.num_queried_tokens - queried == (len(prompt) if self.shares_prefixes else 0)
                     for index, block in enumerate(sequence.block_table):
                         tokens = tuple(prompt[: (index + 1) * block_size])
                         assert index * block_size >= found or holds[block] == tokens, f"block {block} is not {tokens}"

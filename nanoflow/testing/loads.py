@@ -10,12 +10,17 @@ from types import ModuleType
 
 import pytest
 import xxhash
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from nanoflow.testing.world import ALPHABET, Limits, World
 
+# The same in every run, and of what fails the shortest case and no more.
+KIT = settings(
+    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), report_multiple_bugs=False,
+    phases=(Phase.generate, Phase.shrink),
+)  # fmt: skip
 MakeWorld = Callable[[Limits], World]
 
 
@@ -99,12 +104,8 @@ class Machine(RuleBasedStateMachine):
 def explore(make_world: MakeWorld, max_examples: int) -> None:
     """Let hypothesis call scheduler and block manager in `max_examples` worlds, the same ones in every run."""
     run_state_machine_as_test(
-        lambda: Machine(make_world),
-        settings=settings(
-            max_examples=max_examples, stateful_step_count=40, deadline=None, derandomize=True, database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )  # fmt: skip
+        lambda: Machine(make_world), settings=settings(KIT, max_examples=max_examples, stateful_step_count=40)
+    )
 
 
 @contextmanager

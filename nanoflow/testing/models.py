@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,15 +16,18 @@ from safetensors.torch import load_file, save_file
 from nanoflow.core.build import HFConfig
 from nanoflow.core.checkpoint import load_weights, read_config
 from nanoflow.core.config import Config, EngineConfig, PluginChoice, SamplingParams
-from nanoflow.core.errors import CheckpointError
+from nanoflow.core.errors import CheckpointError, ConfigError
 from nanoflow.core.interfaces import AttentionBackend, AttentionContext, ModelArch, ModelContext
 from nanoflow.core.llm import LLM
+from nanoflow.core.parallel import ParallelContext, Shard
 from nanoflow.testing.batches import Case, distance
 from nanoflow.testing.checkpoints import NUM_OUTPUT_TOKENS, Reference, make_checkpoint, make_reference, oracle_of
+from nanoflow.testing.ranks import on_ranks
 from nanoflow.testing.suite import Suite
 
 BLOCK_SIZE = 4
 SHARD = "20KB"
+ALONE = ParallelContext()
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 everywhere = pytest.mark.parametrize("device", DEVICES)
 
@@ -86,32 +90,37 @@ class ModelArchSuite(Suite):
         return stash[ORACLES]
 
     @classmethod
-    def build(cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> ModelArch:
+    def build(
+        cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32, parallel: ParallelContext = ALONE
+    ) -> ModelArch:
         """The model under test for this checkpoint, without its weights."""
         hf_config = HFConfig(read_config(folder))
         entry, config = cls.registry().model_for(cls.choice(), hf_config.get("architectures") or [])
-        context = ModelContext(hf_config, dtype, torch.device(device), max_model_len=128)
+        context = ModelContext(hf_config, dtype, torch.device(device), max_model_len=128, parallel=parallel)
         with torch.inference_mode():
             model: ModelArch = entry.component.build(config, context)
         return model
 
     @classmethod
-    def load(cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> ModelArch:
-        """The model under test with this checkpoint's weights."""
-        model = cls.build(folder, device, dtype)
+    def load(
+        cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32, parallel: ParallelContext = ALONE
+    ) -> ModelArch:
+        """The model under test, or a rank's part of it, with this checkpoint's weights."""
+        model = cls.build(folder, device, dtype, parallel)
         with torch.inference_mode():
             load_weights(folder, model.weights())
         return model
 
     @classmethod
     def attention_for(
-        cls, model: ModelArch, num_blocks: int, device: str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> AttentionBackend:
+        cls, model: ModelArch, num_blocks: int, device: str = "cpu", dtype: torch.dtype = torch.float32,
+        parallel: ParallelContext = ALONE,
+    ) -> AttentionBackend:  # fmt: skip
         """The backend `torch` for this model, with a cache."""
         context = AttentionContext(
-            num_layers=model.num_layers, num_heads=model.num_heads, num_kv_heads=model.num_kv_heads,
-            head_dim=model.head_dim, scale=model.scale, windows=model.windows, block_size=BLOCK_SIZE, dtype=dtype,
-            device=torch.device(device),
+            num_layers=model.num_layers, num_heads=parallel.share(model.num_heads, "attention heads").length,
+            num_kv_heads=parallel.share_kv_heads(model.num_kv_heads).length, head_dim=model.head_dim,
+            scale=model.scale, windows=model.windows, block_size=BLOCK_SIZE, dtype=dtype, device=torch.device(device),
         )  # fmt: skip
         entry, config = cls.registry().resolve("attention", PluginChoice("torch"), context)
         backend: AttentionBackend = entry.component.build(config, context)
@@ -121,7 +130,7 @@ class ModelArchSuite(Suite):
     @classmethod
     def logits(
         cls, model: ModelArch, prompts: list[list[int]], chunk: int, device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype = torch.float32, parallel: ParallelContext = ALONE,
     ) -> list[torch.Tensor]:  # fmt: skip
         """The model's logits [L, V] after each of the prompts' tokens, all prompts side by side in chunks."""
         needed = [-(-len(prompt) // BLOCK_SIZE) for prompt in prompts]
@@ -129,7 +138,7 @@ class ModelArchSuite(Suite):
         tables = np.zeros((len(prompts), max(needed)), np.int32)
         for row, part in enumerate(np.split(blocks, np.cumsum(needed)[:-1])):
             tables[row, : len(part)] = part
-        attention = cls.attention_for(model, len(blocks), device, dtype)
+        attention = cls.attention_for(model, len(blocks), device, dtype, parallel)
         found: list[list[torch.Tensor]] = [[] for _ in prompts]
         done = [0] * len(prompts)
         while left := [row for row, prompt in enumerate(prompts) if done[row] < len(prompt)]:
@@ -216,20 +225,42 @@ class ModelArchSuite(Suite):
         assert needed <= saved, f"`weights` asks for what no checkpoint holds: {sorted(needed - saved)[:3]}"
         parameters = dict(model.named_parameters()) if isinstance(model, torch.nn.Module) else {}
         with torch.inference_mode():
-            for tensor in [*parameters.values(), *targets.values()]:
-                if tensor is not None:
-                    tensor.fill_(torch.nan)
+            for tensor in (tensors := parameters | filled_by(targets)).values():
+                tensor.fill_(torch.nan)
             load_weights(folder, targets)
-        left = [name for name, tensor in (parameters | targets).items() if tensor is not None and tensor.isnan().any()]
+        left = [name for name, tensor in tensors.items() if tensor.isnan().any()]
         assert not left, f"not loaded: {left[:3]}"
 
     def test_sharded_files(self, name: str, oracles: Oracles) -> None:
         """A checkpoint in several files gives the same parameters."""
         whole, sharded = oracles.checkpoint(name), oracles.checkpoint(name, max_shard_size=SHARD)
         assert len(list(sharded.glob("*.safetensors"))) > 1, f"the checkpoint fits into {SHARD}; make it larger"
-        one, other = self.load(whole).weights(), self.load(sharded).weights()
+        one, other = (filled_by(self.load(folder).weights()) for folder in (whole, sharded))
         for key, tensor in one.items():
-            assert tensor is None or torch.equal(tensor, other[key]), f"{key} differs"
+            assert torch.equal(tensor, other[key]), f"{key} differs"
+
+    def test_split_over_ranks(self, name: str, oracles: Oracles) -> None:
+        """Each of two ranks, with a part of the parameters, has the logits of one with all.
+
+        A model that can't be split raises `ConfigError` where `ModelContext.parallel` has more than one rank.
+        """
+        folder, prompts = oracles.checkpoint(name), oracles.reference(name).prompts
+
+        def run(parallel: ParallelContext) -> tuple[int, list[torch.Tensor]]:
+            model = self.load(folder, parallel=parallel)
+            size = sum(tensor.numel() for tensor in filled_by(model.weights()).values())
+            return size, self.logits(model, prompts, 8, parallel=parallel)
+
+        size, whole = run(ALONE)
+        try:
+            ranks = on_ranks(2, run)
+        except ConfigError as error:
+            pytest.skip(str(error))
+        for part_size, logits in ranks:
+            assert part_size < size, "a rank has as many parameters as the whole model"
+            for mine, theirs in zip(logits, whole, strict=True):
+                found = distance(mine, theirs)
+                assert found < self.bound, f"a rank's logits are off by {found:.1e}"
 
     @pytest.mark.parametrize("kind", ["missing", "unknown", "misshapen"])
     def test_a_broken_checkpoint_is_refused(self, name: str, kind: str, oracles: Oracles, tmp_path: Path) -> None:
@@ -255,9 +286,15 @@ class ModelArchSuite(Suite):
         """Parameters and hidden states are of the dtype, and the logits are near."""
         prompts = oracles.reference(name).prompts
         model = self.load(oracles.checkpoint(name), dtype=dtype)
-        assert {tensor.dtype for tensor in model.weights().values() if tensor is not None} == {dtype}
+        assert {tensor.dtype for tensor in filled_by(model.weights()).values()} == {dtype}
         for prompt, mine in zip(prompts, self.logits(model, prompts, 8, dtype=dtype), strict=True):
             assert distance(mine, oracles.logits(name, prompt)) < 0.3
+
+
+def filled_by(targets: Mapping[str, torch.Tensor | Shard | None]) -> dict[str, torch.Tensor]:
+    """The tensors that loading fills, by their names in the checkpoint."""
+    tensors = {key: target.target if isinstance(target, Shard) else target for key, target in targets.items()}
+    return {key: tensor for key, tensor in tensors.items() if tensor is not None}
 
 
 def tensor_names(folder: Path) -> set[str]:

@@ -41,9 +41,10 @@ class Suite:
         return PluginChoice(name, dict(cls.options))
 
     @classmethod
-    def plugin(cls) -> Component:
-        """The plugin under test; skips the test where it is not available."""
-        component = cls.registry().get(cls.role, cls.choice().name).component
-        if reason := component.available():
+    def plugin(cls) -> tuple[Component, Any]:
+        """The plugin under test and its config; skips the test where it is not available."""
+        registry, choice = cls.registry(), cls.choice()
+        entry = registry.get(cls.role, choice.name)
+        if reason := entry.component.available():
             pytest.skip(reason)
-        return component
+        return entry.component, registry.options(entry, choice.options)

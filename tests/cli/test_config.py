@@ -43,6 +43,11 @@ def test_a_shipped_option_can_be_built_or_says_why_not(cli: Cli, option: str) ->
         assert outcome.code == 1
         assert outcome.err.startswith(f"nanoflow: error: {role}={name} can't be used here: ")
         return
+    if role == "model" and name not in (AUTO, "qwen3"):
+        assert outcome.code == 1
+        assert outcome.err.startswith(f"nanoflow: error: {role}={name} serves ")
+        assert "but the checkpoint is of Qwen3ForCausalLM" in outcome.err
+        return
     assert (outcome.code, outcome.err) == (0, "")
     assert name == AUTO or f"{role}={name}" in outcome.out
 

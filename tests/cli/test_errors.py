@@ -63,10 +63,10 @@ SETTINGS = {
     "scheduler.max_num_seqs=0": "scheduler.max_num_seqs must be an integer >= 1, got 0.",
     "prompts=[]": "prompts is empty",
     # an unknown option
-    "scheduler=fcsf": "There is no scheduler called 'fcsf'; installed are: fcfs. Did you mean 'fcfs'?",
+    "scheduler=fcsf": "There is no scheduler called 'fcsf'; installed are: fcfs, lpm, priority, sjf. Did you mean",
     "attention=flsh": "There is no attention called 'flsh'; installed are:",
     "model=qwem3": "Did you mean 'qwen3'?",
-    "block_manager=a/b": "There is no config 'block_manager/a/b'; there are: plain, prefix.",
+    "block_manager=a/b": "There is no config 'block_manager/a/b'; there are: plain, prefix, radix.",
     "hydra/launcher=nope": "There is no config 'hydra/launcher/nope'",
     "nope/nope=1": "There is no key 'nope/nope'",
     # files

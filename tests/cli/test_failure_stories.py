@@ -135,7 +135,8 @@ def test_a_blocked_plugin(cli: Cli, install: Callable, flag: list[str]) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.endswith("\nBlocked: theirs of theirs 1.2\n")
     error = cli("run", *flag, "scheduler=theirs", *SHORT).error
-    assert error == "There is no scheduler called 'theirs'; installed are: fcfs. Blocked: theirs of theirs 1.2."
+    assert error.startswith("There is no scheduler called 'theirs'; installed are: fcfs, ")
+    assert error.endswith(". Blocked: theirs of theirs 1.2.")
     assert "No module named 'wrap'" in cli("plugins").err, "the next command is free again"
 
 
@@ -186,7 +187,6 @@ def test_a_scheduler_that_breaks_an_invariant(cli: Cli, install: Callable) -> No
     install("theirs", scheduler("""
         def schedule(self):
             batch = super().schedule()
-            self.num_steps = getattr(self, "num_steps", 0) + 1
             if self.num_steps == 3:
                 batch.sequences[1] = batch.sequences[0]
             return batch

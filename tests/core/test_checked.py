@@ -142,10 +142,11 @@ class Keeper(FCFSScheduler):
     """Doesn't free the blocks of an aborted request."""
 
     def abort(self, request_id: str) -> Sequence | None:
-        sequence = self.unfinished.pop(request_id, None)
-        if sequence in self.running:
-            self.running.remove(sequence)
-        return sequence
+        place = self.unfinished.pop(request_id, None)
+        if place is None:
+            return None
+        (self.running if place in self.running else self.waiting).remove(place)
+        return place.sequence
 
 
 class Silent(FCFSScheduler):

@@ -39,6 +39,7 @@ SAMPLING_REFUSED: dict[str, list[Any]] = {
     "detokenize": [0, 1, None, "true"],
     "skip_special_tokens": [0, 1, None, "true"],
     "truncate_prompt_tokens": [0, -2, 1.5, "5", True, NAN],
+    "priority": [1.5, "1", None, True],
     "structured_outputs": ["a+", {"regex": "a+"}, True],
 }
 STRUCTURED_REFUSED: dict[str, list[Any]] = {
@@ -73,6 +74,7 @@ SAMPLING_TAKEN: dict[str, list[Any]] = {
     "detokenize": [True, False],
     "skip_special_tokens": [True, False],
     "truncate_prompt_tokens": [None, 1, -1, 10**9],
+    "priority": [0, -5, 10**9],
     "structured_outputs": [None, StructuredOutputsParams(regex="a+")],
 }
 ENGINE_REFUSED: dict[str, list[Any]] = {
@@ -86,6 +88,8 @@ ENGINE_REFUSED: dict[str, list[Any]] = {
     "kv_cache_gib": [0, -1, NAN, INF, "1", True],
     "gpu_memory_utilization": [0, -0.1, 1.1, NAN, None, "0.9", True],
     "enforce_eager": [0, None, "true"],
+    "tensor_parallel_size": [0, -1, 1.5, None, "2", True],
+    "one_shot_kib": [-1, 1.5, None, "64", True],
     "graph_sizes": [[], [0], [1.5], 8, "8"],
     "graph_tokens": [[0], [1.5], 8, "8"],
     "overlap": [0, 1, "true"],
@@ -102,6 +106,8 @@ ENGINE_TAKEN: dict[str, list[Any]] = {
     "kv_cache_gib": [None, 1, 0.5],
     "gpu_memory_utilization": [1, 0.5],
     "enforce_eager": [True, False],
+    "tensor_parallel_size": [1, 2, 3],
+    "one_shot_kib": [0, 512],
     "graph_sizes": [None, [1], [4, 2]],
     "graph_tokens": [None, [], [64, 32]],
     "overlap": [None, True, False],

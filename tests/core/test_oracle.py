@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,12 +74,12 @@ def test_chunk_sizes(oracle: Oracle, budget: int) -> None:
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 4, 15, 16, 17, 32, 33, 100, 256])
-@pytest.mark.parametrize("block_manager", ["plain", "prefix"])
+@pytest.mark.parametrize("block_manager", ["plain", "prefix", "radix"])
 def test_block_sizes(oracle: Oracle, block_size: int, block_manager: str) -> None:
     """Prompts of 3, 4, 5, 15, 16, 17, 31, 32 and 33 tokens: a block less one, whole, and one more."""
     llm = start(oracle, block_size=block_size, block_manager=block_manager, max_num_batched_tokens=50, max_num_seqs=5)
     check(llm, oracle("plain"))
-    assert (llm.stats.num_hit_tokens > 0) == (block_manager == "prefix" and block_size <= 48)
+    assert (llm.stats.num_hit_tokens > 0) == (block_manager != "plain" and block_size <= 48)
 
 
 def test_one_prompt_at_a_time(oracle: Oracle) -> None:
@@ -116,7 +117,7 @@ def test_shared_prefixes(oracle: Oracle) -> None:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize("block_manager", ["plain", "prefix"])
+@pytest.mark.parametrize("block_manager", ["plain", "prefix", "radix"])
 @pytest.mark.parametrize("block_size", [1, 4, 16])
 def test_forced_preemption(oracle: Oracle, block_size: int, block_manager: str, overlap: bool) -> None:
     llm = start(oracle, block_size=block_size, block_manager=block_manager, overlap=overlap,
@@ -139,7 +140,7 @@ def test_preemption_by_one_block(oracle: Oracle) -> None:
     assert preempted[-1] == 0
 
 
-@pytest.mark.parametrize("block_manager", ["plain", "prefix"])
+@pytest.mark.parametrize("block_manager", ["plain", "prefix", "radix"])
 def test_overlap(oracle: Oracle, block_manager: str) -> None:
     llm = start(
         oracle, overlap=True, block_manager=block_manager, block_size=4, max_num_batched_tokens=30, max_num_seqs=7
@@ -162,6 +163,22 @@ def test_ragged_output_lengths(oracle: Oracle) -> None:
     order = [i for _ in range(3) for i in range(16)]
     llm = start(oracle, block_size=4, max_num_seqs=6, max_num_batched_tokens=24, overlap=True)
     check(llm, oracle("plain"), order, [1 + (7 * place) % NUM_OUTPUT_TOKENS for place in range(len(order))])
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("scheduler", ["priority", "sjf", "lpm"])
+@pytest.mark.parametrize("block_manager", ["prefix", "radix"])
+def test_schedulers(oracle: Oracle, scheduler: str, block_manager: str, overlap: bool) -> None:
+    """Whoever goes first or gives way, the tokens are the same."""
+    reference = oracle("plain")
+    llm = start(oracle, block_size=4, scheduler=scheduler, block_manager=block_manager, overlap=overlap,
+                num_kv_blocks=-(-LONGEST // 4) + 1, max_num_seqs=5, max_num_batched_tokens=20)  # fmt: skip
+    order = [*range(len(reference.prompts)), *reversed(range(len(reference.prompts)))]
+    params = [replace(greedy(), priority=place % 5) for place in range(len(order))]
+    outputs = tokens(llm.generate([reference.prompts[i] for i in order], params, use_tqdm=False))
+    assert outputs == [reference.outputs[i] for i in order]
+    assert llm.stats.num_preemptions > 0
+    assert llm.stats.num_hit_tokens > 0
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -216,7 +233,8 @@ def test_any_configuration(oracle: Oracle, data: st.DataObject) -> None:
         oracle, name, block_size=block_size, max_num_seqs=max_num_seqs,
         max_num_batched_tokens=data.draw(st.integers(max_num_seqs, 90), "max_num_batched_tokens"),
         num_kv_blocks=data.draw(st.integers(fewest, 3 * fewest), "num_kv_blocks"),
-        block_manager=data.draw(st.sampled_from(["plain", "prefix"]), "block_manager"),
+        scheduler=data.draw(st.sampled_from(["fcfs", "priority", "sjf", "lpm"]), "scheduler"),
+        block_manager=data.draw(st.sampled_from(["plain", "prefix", "radix"]), "block_manager"),
         overlap=data.draw(st.booleans(), "overlap"),
     )  # fmt: skip
     some = st.integers(0, len(reference.prompts) - 1)

@@ -24,6 +24,7 @@ class RerunGraphs(StepGraphs):
         self.block_size = runner.block_size
         self.max_num_seqs = len(self.rows.last_token_R) - 1
         self.decodes, self.tokens = decodes, sizes
+        self.mailbox = self._mailbox()
         self.of_decodes = {size: self._empty(size, size, settled=True) for size in decodes}
         self.of_tokens = {size: self._empty(size, most_seqs(size, self.max_num_seqs), settled=False) for size in sizes}
         self.num_replays = {True: 0, False: 0}
@@ -34,9 +35,8 @@ class RerunGraphs(StepGraphs):
         inputs = AttentionInput(nothing, nothing, nothing, nothing, ints, ints, 0, settled)
         return Capture(None, buffer, inputs, nothing, nothing)  # type: ignore[arg-type]
 
-    def replay(self, capture: Capture, step: StepBuffer) -> None:
-        capture.buffer.memory.copy_(step.memory)
-        tensors, arrays, settled = capture.buffer.tensors, step.arrays, capture.inputs.settled
+    def replay(self, capture: Capture) -> Any:
+        tensors, arrays, settled = capture.buffer.tensors, self.open(capture).arrays, capture.inputs.settled
         used = np.diff(arrays.query_start_S1) > 0
         inputs = AttentionInput(
             slot_mapping_T=tensors.slots_T,
@@ -48,8 +48,9 @@ class RerunGraphs(StepGraphs):
             num_decodes=len(used) if settled else 0,
             settled=settled,
         )
-        capture.logits_SV, capture.tokens_S = self._step(tensors, inputs)
+        capture.logits_SV, capture.tokens_S = self._step(capture.buffer, inputs)
         self.num_replays[settled] += 1
+        return self.mailbox.send()
 
 
 KINDS: list[dict[str, Any]] = [

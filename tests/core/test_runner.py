@@ -25,7 +25,7 @@ def test_rows_are_reused(oracle: Oracle, overlap: bool, num_kv_blocks: int) -> N
     used: list[list[int]] = []
 
     def watch(batch: Any) -> Any:
-        rows, any_new = update_rows(batch)
+        rows, *others = update_rows(batch)
         used.append(rows.tolist())
         holding = {s.request_id: s.row for r in engine_of(llm).requests.values() for s in r.sequences if s.row >= 0}
         assert len(set(holding.values())) == len(holding)
@@ -33,7 +33,7 @@ def test_rows_are_reused(oracle: Oracle, overlap: bool, num_kv_blocks: int) -> N
         assert len(holding) + len(runner.free_rows) == 3
         for sequence, row in zip(batch.sequences, rows, strict=True):
             assert runner.tables.on_host[row, : len(sequence.block_table)].tolist() == sequence.block_table
-        return rows, any_new
+        return rows, *others
 
     runner._update_rows = watch  # type: ignore[method-assign]
     check(llm, oracle("plain"))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nanoflow import LLM, RequestOutput, RequestOutputKind, SamplingParams
 from nanoflow.core.errors import NanoflowError, RequestError
+from nanoflow.core.request import Update, merged
 from nanoflow.core.text import OutputText
 from nanoflow.core.tokenizer import Tokenizer
 from nanoflow.core.types import Sequence
@@ -53,6 +54,30 @@ def test_cumulative(talker: LLM) -> None:
     assert outputs[-1]["text"] == SAYING
     assert outputs[0].metrics.finished_time is None
     assert outputs[0].metrics.ttft == outputs[-1].metrics.ttft
+
+
+@given(data=st.data())
+def test_several_steps_at_once(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Text and tokens are the same however steps are put together, stop strings and several completions included."""
+    llm = scripted_llm(tmp_path_factory.mktemp("c") / "c", tokenizer().encode(SAYING), tokenizer().hf)
+    engine = engine_of(llm)
+    for name, (n, stop, kind) in enumerate([(1, None, DELTA), (2, ["naïve"], DELTA), (2, ["é", "日本"], None)]):
+        kind = kind or RequestOutputKind.CUMULATIVE
+        engine.add_request(str(name), [1], says(n=n, stop=stop), output_kind=kind)
+    shown: dict[tuple[str, int], str] = {}
+    updates: list[Update] = []
+    while engine.has_unfinished or updates:
+        updates += engine.advance() if engine.has_unfinished else []
+        if engine.has_unfinished and data.draw(st.booleans()):
+            continue
+        for output in engine.render(merged(updates)):
+            for completion in output.outputs:
+                key = output.request_id, completion.index
+                shown[key] = shown.get(key, "") * (output.request_id != "2") + completion.text
+        updates = []
+    llm.close()
+    expected = {"0": SAYING, "1": SAYING.partition("naïve")[0], "2": SAYING.partition("日本")[0]}
+    assert shown == {(name, i): expected[name] for name, i in (("0", 0), ("1", 0), ("1", 1), ("2", 0), ("2", 1))}
 
 
 def test_an_output_stays_as_it_was(talker: LLM) -> None:

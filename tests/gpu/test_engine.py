@@ -64,10 +64,10 @@ def test_bfloat16_is_as_near_to_float32_as_transformers(oracle: Oracle, attentio
         sequence.block_table = list(range(-(-len(prompt) // 16)))
         batch = Batch()
         batch.add(sequence, len(prompt))
-        rows, _ = runner._update_rows(batch)
+        rows, *_ = runner._update_rows(batch)
         step = StepBuffer(len(prompt), 1, torch.device("cpu"), pinned=True)
         fill(step.arrays, batch, rows, runner.tables.on_host, runner.block_size, settled=False)
-        hidden = runner._forward(step, batch, settled=False)
+        hidden = runner._forward(step, batch.num_decodes, settled=False)
         ours = runner.model.compute_logits(hidden).double()
 
     def error(logits: torch.Tensor) -> float:

@@ -125,6 +125,11 @@ def test_gather_rows(num_tokens: int, num_seqs: int, width: int) -> None:
     checks.check_gather_rows(num_tokens, num_seqs, width, 16, "cuda")
 
 
+@pytest.mark.parametrize(("num_tokens", "num_seqs"), [(2, 1), (8192, 257)])
+def test_mailbox(num_tokens: int, num_seqs: int) -> None:
+    checks.check_mailbox(num_tokens, num_seqs, "cuda")
+
+
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("rows", [1, 2, 7, 16, 40, 64, 65, 256])
 def test_layers(name: str, rows: int) -> None:

@@ -10,6 +10,7 @@ from nanoflow.core.errors import did_you_mean
 COMMANDS = {
     "throughput": "many requests at once: output tokens a second",
     "latency": "few requests at once: time of a decode step, to the first token, or to start",
+    "serving": "requests that arrive over time: percentiles of what each waits",
 }
 USAGE = "\n".join(
     [

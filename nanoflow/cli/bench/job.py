@@ -50,8 +50,17 @@ def run(measure: Measure, config: BenchConfig, registry: Registry, *, folder: Pa
     profile = output_file("bench.profile", options.profile, folder)
     measured = measure(config, registry, Rounds(options.warmup, options.repeats, progress), profile)
     if output:
-        try:
-            output.write_text(json.dumps(measured.record(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"bench.output {output} can't be written: {error.strerror}.") from error
+        write_record(output, measured.record())
     return measured
+
+
+def write_record(output: Path, record: dict[str, Any]) -> None:
+    """Write the file of `bench.output`.
+
+    Raises:
+        ConfigError: it can't be written.
+    """
+    try:
+        output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"bench.output {output} can't be written: {error.strerror}.") from error

@@ -1,22 +1,22 @@
-"""The settings of `bench throughput` and `bench latency`."""
+"""The settings of `bench throughput`, `bench latency` and `bench serving`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nanoflow.bench.options import BenchOptions, LatencyOptions, ThroughputOptions
+from nanoflow.bench.options import LatencyOptions, ServingOptions, ThroughputOptions, WorkloadOptions
 from nanoflow.cli.settings import DEFAULTS, Settings
 from nanoflow.core.config import BUNDLED_CHECKPOINT, EngineConfig, PluginChoice, SamplingParams, option
 
-CHECKPOINT_HELP = "a folder, a Hub id, bard, or qwen3-0.6b to qwen3-32b for engine.load_format=dummy"
+CHECKPOINT_HELP = "a folder, a Hub id, bard, or qwen3-0.6b to qwen3-32b, qwen3-30b-a3b for engine.load_format=dummy"
 
 
 @dataclass(frozen=True)
 class BenchConfig(Settings):
-    """What both build; what they measure differs."""
+    """What all build; what they measure differs."""
 
     checkpoint: str = option(BUNDLED_CHECKPOINT, CHECKPOINT_HELP)
-    bench: BenchOptions = field(default_factory=BenchOptions)
+    bench: WorkloadOptions = field(default_factory=WorkloadOptions)
     sampling: SamplingParams = field(default_factory=SamplingParams)
     engine: EngineConfig = field(default_factory=EngineConfig)
     model: PluginChoice = DEFAULTS.model
@@ -38,3 +38,11 @@ class LatencyConfig(BenchConfig):
     """All settings of `bench latency`."""
 
     bench: LatencyOptions = field(default_factory=LatencyOptions)
+
+
+@dataclass(frozen=True)
+class ServingConfig(BenchConfig):
+    """All settings of `bench serving`."""
+
+    bench: ServingOptions = field(default_factory=ServingOptions)
+    prompts_file: str | None = option(None, "requests of bench.workload=file: a line each, or .jsonl objects")

@@ -68,7 +68,7 @@ def mix_experts(
     s = setting or grouped_tile(num_assignments, num_experts, x_TD.dtype)
     num_tiles = min(num_assignments, num_experts) + num_assignments // s.rows
     options = {
-        "C": num_chosen, "BLOCK_X": triton.next_power_of_2(num_experts), "ROWS": s.rows, "OUTPUTS": s.outputs,
+        "C": num_chosen, "BLOCK_X": experts_block(num_experts), "ROWS": s.rows, "OUTPUTS": s.outputs,
         "COLUMNS": s.columns, "num_warps": s.num_warps, "num_stages": s.num_stages, **overlap(x_TD),
     }  # fmt: skip
     gated_AF = torch.empty((num_assignments, inner), dtype=x_TD.dtype, device=x_TD.device)
@@ -94,7 +94,7 @@ def route(
     counts_X = torch.zeros(num_experts, dtype=torch.int32, device=device)
     _route[(num_tokens,)](
         logits_TX, weights_TC, chosen_TC, counts_X, num_experts, logits_TX.stride(0), C=num_chosen,
-        BLOCK_C=triton.next_power_of_2(num_chosen), BLOCK_X=triton.next_power_of_2(num_experts),
+        BLOCK_C=triton.next_power_of_2(num_chosen), BLOCK_X=experts_block(num_experts),
         RENORMALIZE=renormalize, num_warps=1, **overlap(logits_TX),
     )  # fmt: skip
     return weights_TC, chosen_TC, counts_X
@@ -105,10 +105,15 @@ def sort(chosen_TC: torch.Tensor, counts_X: torch.Tensor) -> torch.Tensor:
     num_assignments, num_experts = chosen_TC.numel(), len(counts_X)
     order_A = torch.empty(num_assignments, dtype=torch.int32, device=chosen_TC.device)
     _sort[(num_experts,)](
-        chosen_TC, counts_X, order_A, num_assignments, BLOCK_X=triton.next_power_of_2(num_experts),
-        BLOCK=min(SORTED_AT_A_TIME, triton.next_power_of_2(num_assignments)), num_warps=4, **overlap(order_A),
+        chosen_TC, counts_X, order_A, num_assignments, BLOCK_X=experts_block(num_experts),
+        BLOCK=max(32, min(SORTED_AT_A_TIME, triton.next_power_of_2(num_assignments))), num_warps=4, **overlap(order_A),
     )  # fmt: skip
     return order_A
+
+
+def experts_block(num_experts: int) -> int:
+    """Experts in a program's vectors: a power of two, and enough for the lanes of a warp."""
+    return max(32, triton.next_power_of_2(num_experts))
 
 
 @triton.jit

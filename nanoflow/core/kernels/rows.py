@@ -1,4 +1,4 @@
-"""The start of a step: what its rows hold, gathered by one kernel."""
+"""The start of a step: its arrays, fetched from the host, and what its rows hold, gathered by one kernel."""
 
 from __future__ import annotations
 
@@ -8,21 +8,41 @@ import triton.language as tl
 
 TOKENS = 256  # a program
 ENTRIES = 1024  # of a block table at a time
+WORDS = 2048  # a program
+
+
+def receive(inbox: torch.Tensor, turn_1: torch.Tensor, memory: torch.Tensor) -> None:
+    """As `Mailbox.receive`: from the slot whose turn it is, in pinned memory [slots, bytes], into `memory`."""
+    words, slots = memory.view(torch.int32), inbox.view(torch.int32)
+    _receive[(triton.cdiv(len(words), WORDS),)](
+        slots, turn_1, words, len(words), slots.stride(0), SLOTS=len(slots), WORDS=WORDS, num_warps=8
+    )
+
+
+@triton.jit(do_not_specialize=["num_words", "stride"])
+def _receive(inbox_ptr, turn_ptr, words_ptr, num_words, stride, SLOTS: tl.constexpr, WORDS: tl.constexpr):
+    word = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
+    slot = tl.load(turn_ptr) & (SLOTS - 1)
+    values = tl.load(inbox_ptr + slot * stride + word, mask=word < num_words, volatile=True)
+    tl.store(words_ptr + word, values, mask=word < num_words)
 
 
 def gather_rows(
     token_ids_T: torch.Tensor, last_token_R: torch.Tensor, rows_S: torch.Tensor, context_lens_S: torch.Tensor,
     block_tables_RB: torch.Tensor, temperature_R: torch.Tensor, seed_R: torch.Tensor, block_size: int,
-    block_tables_SB: torch.Tensor,
+    block_tables_SB: torch.Tensor, turn_1: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """As `core.graphs.gather_rows`, but copies only those entries of block tables that the contexts have."""
+    """As `core.graphs.gather_rows`, but copies only those entries of block tables that the contexts have.
+
+    `turn_1` (int32) is raised by one.
+    """
     num_tokens, num_seqs = len(token_ids_T), len(rows_S)
     ids_T, seed_S = torch.empty_like(token_ids_T), torch.empty_like(rows_S)
     temperature_S = torch.empty(num_seqs, dtype=torch.float32, device=rows_S.device)
     _gather_rows[(num_seqs + triton.cdiv(num_tokens, TOKENS),)](
         token_ids_T, last_token_R, rows_S, context_lens_S, block_tables_RB, temperature_R, seed_R, ids_T,
-        block_tables_SB, temperature_S, seed_S, num_tokens, num_seqs, block_size, block_tables_RB.stride(0),
-        block_tables_SB.stride(0), TOKENS=TOKENS, ENTRIES=ENTRIES,
+        block_tables_SB, temperature_S, seed_S, turn_1, num_tokens, num_seqs, block_size, block_tables_RB.stride(0),
+        block_tables_SB.stride(0), COUNT=turn_1 is not None, TOKENS=TOKENS, ENTRIES=ENTRIES,
     )  # fmt: skip
     return ids_T, temperature_S, seed_S
 
@@ -30,10 +50,12 @@ def gather_rows(
 @triton.jit(do_not_specialize=["num_tokens", "num_seqs", "from_stride", "to_stride"])
 def _gather_rows(
     token_ids_ptr, last_token_ptr, rows_ptr, context_lens_ptr, from_ptr, temperature_ptr, seed_ptr, ids_ptr, to_ptr,
-    temperatures_ptr, seeds_ptr, num_tokens, num_seqs, block_size, from_stride, to_stride,
-    TOKENS: tl.constexpr, ENTRIES: tl.constexpr,
+    temperatures_ptr, seeds_ptr, turn_ptr, num_tokens, num_seqs, block_size, from_stride, to_stride,
+    COUNT: tl.constexpr, TOKENS: tl.constexpr, ENTRIES: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
+    if COUNT and program == 0:
+        tl.store(turn_ptr, tl.load(turn_ptr) + 1)
     if program < num_seqs:
         row = tl.load(rows_ptr + program)
         tl.store(temperatures_ptr + program, tl.load(temperature_ptr + row))

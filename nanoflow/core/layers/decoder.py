@@ -1,8 +1,8 @@
 """Decoders of the Llama family (Touvron et al., 2023), and the blocks that their layers are made of.
 
 Attention and feed-forward stand behind a norm each and are added to the residual. The sum of what a block gave and the
-residual is left to the norm of the next one, which may fuse the two; so a block takes its norm as an argument, and
-returns what it gave beside the residual as it was.
+residual is left to the norm of the next one, which may fuse the two. So a block takes its norm, what the block before
+gave and the residual, and returns what it gives itself and the residual that this is yet to be added to.
 """
 
 from __future__ import annotations

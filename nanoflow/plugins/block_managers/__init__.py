@@ -6,8 +6,13 @@ from nanoflow.core.hookspecs import hookimpl
 from nanoflow.core.interfaces import Component
 from nanoflow.plugins.block_managers.plain import PlainBlockManager
 from nanoflow.plugins.block_managers.prefix import PrefixBlockManager
+from nanoflow.plugins.block_managers.radix import RadixBlockManager
 
 
 @hookimpl
 def nanoflow_block_managers() -> list[Component]:
-    return [Component("prefix", build=PrefixBlockManager), Component("plain", build=PlainBlockManager)]
+    return [
+        Component("prefix", build=PrefixBlockManager),
+        Component("radix", build=RadixBlockManager),
+        Component("plain", build=PlainBlockManager),
+    ]

@@ -6,8 +6,16 @@ from nanoflow.core.config import SchedulerConfig
 from nanoflow.core.hookspecs import hookimpl
 from nanoflow.core.interfaces import Component
 from nanoflow.plugins.schedulers.fcfs import FCFSScheduler
+from nanoflow.plugins.schedulers.lpm import LPMConfig, LPMScheduler
+from nanoflow.plugins.schedulers.priority import PriorityConfig, PriorityScheduler
+from nanoflow.plugins.schedulers.sjf import SJFConfig, SJFScheduler
 
 
 @hookimpl
 def nanoflow_schedulers() -> list[Component]:
-    return [Component("fcfs", build=FCFSScheduler, config=SchedulerConfig)]
+    return [
+        Component("fcfs", build=FCFSScheduler, config=SchedulerConfig),
+        Component("priority", build=PriorityScheduler, config=PriorityConfig),
+        Component("sjf", build=SJFScheduler, config=SJFConfig),
+        Component("lpm", build=LPMScheduler, config=LPMConfig),
+    ]

@@ -13,11 +13,13 @@ from nanoflow.core.graphs import RowState, gather_rows
 from nanoflow.core.kernels import experts, gate, linear, norm, rotary, sampling
 from nanoflow.core.kernels import logits as kernels_logits
 from nanoflow.core.kernels import rows as kernels_rows
+from nanoflow.core.kernels.filters import thresholds
 from nanoflow.core.layers import apply_rotary
 from nanoflow.core.layers.experts import mix_experts, route
 from nanoflow.core.logits import adjust
+from nanoflow.core.mailbox import Mailbox
 from nanoflow.core.sampler import Filters, gumbel_noise, keep_likely, keep_top
-from nanoflow.core.step import StepInput
+from nanoflow.core.step import StepBuffer, StepInput
 from nanoflow.core.types import Projection
 
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -206,7 +208,7 @@ def check_filters(rows: int, size: int, dtype: torch.dtype, device: str, ties: b
         choice([0, 0, 0.02, 0.5, 1], torch.float32),
     )  # fmt: skip
     limits = (filters.top_k_S, filters.top_p_S, filters.min_p_S)
-    lowest = sampling.thresholds(logits, temperature.to(device), *(limit.to(device) for limit in limits)).cpu()
+    lowest = thresholds(logits, temperature.to(device), *(limit.to(device) for limit in limits)).cpu()
     scores = (logits.float().cpu() / temperature.clamp(min=1e-10).unsqueeze(-1)).double()
     kept = logits.float().cpu() >= lowest.unsqueeze(-1)
     bounds = []
@@ -268,9 +270,38 @@ def check_gather_rows(num_tokens: int, num_seqs: int, width: int, block_size: in
     found_tables = torch.full((num_seqs, width), -1, dtype=torch.int32, device=device)
     found = kernels_rows.gather_rows(
         *(x.to(device) for x in (token_ids, last_token, step.rows_S, context_lens, tables)),
-        rows.temperature_R.to(device), rows.seed_R.to(device), block_size, found_tables,
+        rows.temperature_R.to(device), rows.seed_R.to(device), block_size, found_tables, None,
     )  # fmt: skip
     for mine, theirs in zip(found, expected, strict=True):
         assert torch.equal(mine.cpu(), theirs)
     needed = torch.arange(width) < (-(-context_lens // block_size)).unsqueeze(-1)
     assert torch.equal(found_tables.cpu(), expected_tables.where(needed, -1))
+
+
+def check_mailbox(num_tokens: int, num_seqs: int, device: str) -> None:
+    """Steps in a row, each by the kernels: what the host wrote arrives, and what was drawn comes back."""
+    mailbox = Mailbox(num_tokens, num_seqs, torch.device(device))
+    integers, reals = torch.zeros(num_seqs, dtype=torch.int64, device=device), torch.zeros(num_seqs, device=device)
+    tables = torch.zeros(num_seqs, 1, dtype=torch.int32, device=device)
+    posted = []
+    for turn in range(5):
+        generator = torch.Generator().manual_seed(turn)
+        T = num_tokens - turn % 2
+        host, buffer = mailbox.open(T, num_seqs), StepBuffer(T, num_seqs, torch.device(device))
+        host.memory.random_(256, generator=generator)
+        kernels_rows.receive(mailbox.inbox, mailbox.turn_1, buffer.memory)
+        assert torch.equal(buffer.memory.cpu(), host.memory)
+        kernels_rows.gather_rows(
+            integers, integers, integers, integers.int(), tables, reals, integers, 16, tables.clone(), mailbox.turn_1
+        )
+        logits = torch.randn(num_seqs, 300, generator=generator).to(device)
+        drawn = sampling.draw(
+            logits, reals, integers, integers, outbox=mailbox.outbox, turn_1=mailbox.turn_1
+        )  # fmt: skip
+        tokens, done = mailbox.send()
+        if done is not None:
+            done.synchronize()
+        posted.append((tokens, drawn.cpu()))
+        for earlier, expected in posted[-2:]:  # the one before is still there
+            assert torch.equal(earlier[:num_seqs], expected)
+    assert int(mailbox.turn_1) == mailbox.num_sent == 5

@@ -93,3 +93,7 @@ def test_gather_rows(num_tokens: int, num_seqs: int, width: int) -> None:
 @pytest.mark.parametrize(("biased", "penalized"), [(False, False), (True, False), (False, True), (True, True)])
 def test_adjust(biased: bool, penalized: bool, dtype: torch.dtype) -> None:
     checks.check_adjust(13, 2500, dtype, "cpu", biased, penalized)
+
+
+def test_mailbox() -> None:
+    checks.check_mailbox(700, 5, "cpu")

@@ -15,7 +15,7 @@ from nanoflow.testing.batches import Case, context
 
 class TestTriton(AttentionBackendSuite):
     component = "triton"
-    shapes = [(2, 64, 16), (4, 128, 16), (8, 64, 256), (3, 80, 16), (16, 32, 64)]
+    shapes = [(2, 64, 16), (8, 64, 256), (3, 80, 16), (16, 32, 64)]
     bounds = {torch.float32: 1e-5}  # not bfloat16, of which the interpreter's `tl.dot` multiplies the bit patterns
 
 

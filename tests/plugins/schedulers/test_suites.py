@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+from nanoflow.core.config import SamplingParams
 from nanoflow.core.types import Batch
 from nanoflow.testing import SchedulerSuite
 from nanoflow.testing.world import Plan, World
@@ -27,6 +30,22 @@ class FCFSWorld(World):
 
 class TestFCFS(SchedulerSuite):
     component = "fcfs"
-    num_steps = 40_000  # of each of four combinations
+    num_steps = 20_000  # of each of four combinations
     patience = 100
     world = FCFSWorld
+
+
+class TestPriority(SchedulerSuite):
+    component = "priority"
+    options: ClassVar = {"aging": 100}
+    urgent = SamplingParams(priority=-3)
+
+
+class TestSJF(SchedulerSuite):
+    component = "sjf"
+
+
+class TestLPM(SchedulerSuite):
+    component = "lpm"
+    options: ClassVar = {"window": 4, "max_wait": 50}
+    patience = 1_000

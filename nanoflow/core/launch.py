@@ -1,0 +1,112 @@
+"""Starting an engine's ranks: as processes on this host, or as torchrun has started them, on one host or several."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Client, Connection, Listener
+
+import torch
+
+from nanoflow.core.config import Config
+from nanoflow.core.errors import ConfigError
+from nanoflow.core.parallel import ParallelContext
+from nanoflow.core.team import Follower, Leader, Team
+
+LOCALHOST = "127.0.0.1"
+
+
+def form_team(config: Config) -> Team:
+    """This process's part among the ranks that `engine.tensor_parallel_size` asks for, which are started if need be.
+
+    Raises:
+        ConfigError: torchrun started another number of processes.
+    """
+    size = config.engine.tensor_parallel_size
+    if size == 1:
+        return Team(ParallelContext(), None)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return _join_torchrun(size)
+    return _start_workers(config, size)
+
+
+def rank_device(device: torch.device, team: Team) -> torch.device:
+    """A rank's device: one of the GPUs from `device` on; on a CPU all ranks share it.
+
+    Raises:
+        ConfigError: there are not so many GPUs.
+    """
+    if device.type != "cuda" or team.parallel.size == 1:
+        return device
+    first, count = device.index or 0, torch.cuda.device_count()
+    needed = team.parallel.size if team.is_local else team.local_rank + 1
+    if first + needed > count:
+        raise ConfigError(
+            f"engine.tensor_parallel_size is {team.parallel.size}, which takes a GPU for each rank of a host from "
+            f"cuda:{first} on, but there are {count} here; use {max(1, count - first)} or engine.device=cpu."
+        )
+    return torch.device("cuda", first + team.local_rank)
+
+
+def _start_workers(config: Config, size: int) -> Leader:
+    """Rank 0 of ranks on this host. The store picks a free port, which is known only when it listens already."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore(LOCALHOST, 0, size, is_master=True, wait_for_workers=False)
+    links, processes = [], []
+    for _ in range(1, size):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # Not by multiprocessing, which would run the caller's main module once more. In a session of its own, where
+            # Ctrl-C doesn't reach it: rank 0 decides what becomes of it.
+            command = [sys.executable, "-m", "nanoflow.core.worker", str(theirs.fileno())]
+            processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True))
+        links.append(Connection(ours.detach()))
+    for rank, link in enumerate(links, 1):
+        link.send((sys.path, config, rank, size, store.port))
+    return Leader(store, links, processes)
+
+
+def join_leader(link: Connection) -> tuple[Config, Follower]:
+    """The config and the part of a process that `form_team` started, from what comes first through its socket."""
+    from torch.distributed import TCPStore
+
+    sys.path[:], config, rank, size, port = link.recv()
+    return config, Follower(ParallelContext(rank, size), TCPStore(LOCALHOST, port, size, is_master=False), link)
+
+
+def _join_torchrun(size: int) -> Team:
+    """Ranks that torchrun has started, which meet at its store."""
+    from torch.distributed import PrefixStore, TCPStore
+
+    rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if world_size != size:
+        raise ConfigError(
+            f"engine.tensor_parallel_size is {size}, but torchrun started {world_size} processes; make them equal."
+        )
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    torchrun_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    whole = TCPStore(*address, size, is_master=rank == 0 and not torchrun_store, wait_for_workers=False)
+    store = PrefixStore(f"nanoflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", whole)
+    if rank:
+        port, key = store.get("leader").decode().split(" ")
+        link = Client((address[0], int(port)), authkey=bytes.fromhex(key))
+        link.send_bytes(b"%d" % rank)
+        return Follower(ParallelContext(rank, size), store, link, local_rank)
+    key = secrets.token_bytes(16)
+    with Listener(("", 0), backlog=size, authkey=key) as listener:
+        store.set("leader", f"{listener.address[1]} {key.hex()}")
+        arrived = [listener.accept() for _ in range(size - 1)]
+    links = {int(link.recv_bytes()): link for link in arrived}
+    for link in arrived:
+        _send_at_once(link)
+    return Leader(store, [links[other] for other in range(1, size)], [], local_rank)
+
+
+def _send_at_once(link: Connection) -> None:
+    """Don't hold the end of a message back until its beginning is acknowledged (Nagle's algorithm)."""
+    with socket.socket(fileno=os.dup(link.fileno())) as peer:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

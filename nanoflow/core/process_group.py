@@ -1,0 +1,126 @@
+"""The group of ranks over torch.distributed: NCCL between GPUs, gloo between CPUs.
+
+It uses backends as objects of its own and not PyTorch's default group, of which there is one a process: two engines in
+one process don't know of each other.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions, BroadcastOptions
+
+from nanoflow.core.parallel import Group
+
+LONGEST = timedelta(minutes=10)  # that ranks may be apart, when one of them compiles kernels
+
+
+def make_group(
+    rank: int, size: int, store: dist.Store, device: torch.device, one_shot_bytes: int, *, is_local: bool
+) -> ProcessGroup:
+    """Connect to the other ranks, which call this too.
+
+    Args:
+        rank, size: this one's place.
+        store: where ranks find each other; nobody else may use it.
+        device: of the tensors.
+        one_shot_bytes: as in `OneShotGroup`; 0 for none.
+        is_local: whether all ranks are on this host.
+    """
+    if device.type == "cpu":
+        options = dist.ProcessGroupGloo._Options()
+        gloo = dist.ProcessGroupGloo
+        options._devices = [gloo.create_device(hostname="127.0.0.1") if is_local else gloo.create_default_device()]
+        options._timeout = LONGEST
+        return ProcessGroup(gloo(store, rank, size, options), size)
+    # Both would use NVLink multicast where the hardware has it, which not every host lets its users do.
+    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+    # A lost rank is noticed by its socket. NCCL's watchdog would end this process instead of raising an error.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = LONGEST
+    nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
+    if not one_shot_bytes:
+        return ProcessGroup(nccl, size)
+    return OneShotGroup(nccl, rank, size, dist.PrefixStore("one_shot", store), device, one_shot_bytes)
+
+
+class ProcessGroup(Group):
+    """Ranks that exchange tensors by one of PyTorch's backends, in the order of the current stream.
+
+    Args:
+        backend: gloo's or NCCL's.
+        size: number of ranks.
+    """
+
+    def __init__(self, backend: Any, size: int) -> None:
+        self.backend, self.size = backend, size
+        self.reduce_options, self.gather_options = AllreduceOptions(), AllgatherOptions()
+        self.broadcast_options = BroadcastOptions()
+        for options in (self.reduce_options, self.gather_options, self.broadcast_options):
+            options.asyncOp = False  # on the current stream, not on one of the backend's own
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        _wait(self.backend.allreduce([x], self.reduce_options))
+        return x
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        if x.numel() == 0:
+            return x.new_empty(*x.shape[:-1], self.size * x.shape[-1])
+        parts = x.new_empty(self.size * x.numel())
+        _wait(self.backend._allgather_base(parts, x.flatten(), self.gather_options))
+        return parts.view(self.size, *x.shape).movedim(0, -2).flatten(-2)
+
+    def broadcast(self, x: torch.Tensor) -> None:
+        _wait(self.backend.broadcast([x], self.broadcast_options))
+
+    def close(self) -> None:
+        self.backend.abort()
+
+
+class OneShotGroup(ProcessGroup):
+    """NCCL, but small sums in one step over NVLink: every rank reads what all others have, from their memory.
+
+    That is PyTorch's symmetric memory (`torch.ops.symm_mem`), after the one-shot all-reduce of FasterTransformer and
+    TensorRT-LLM. Where latency counts, as in decode steps, one exchange may be faster than the several of a ring.
+
+    Args:
+        backend, size: as in `ProcessGroup`.
+        rank: this one.
+        store: for these ranks and this purpose alone.
+        device: this rank's GPU, on one host with the others.
+        most_bytes: of a tensor that is added up so; larger ones are left to NCCL.
+    """
+
+    def __init__(
+        self, backend: Any, rank: int, size: int, store: dist.Store, device: torch.device, most_bytes: int
+    ) -> None:  # fmt: skip
+        super().__init__(backend, size)
+        from torch._C._distributed_c10d import _SymmetricMemory
+        from torch.distributed import _symmetric_memory as symmetric
+
+        self.most_bytes = most_bytes
+        self.name = store.get("name").decode() if rank else f"nanoflow-{os.getpid()}-{id(self)}"
+        if rank == 0:
+            store.set("name", self.name)
+        _SymmetricMemory.set_group_info(self.name, rank, size, dist.PrefixStore("memory", store))
+        self.memory = symmetric.empty(most_bytes, dtype=torch.uint8, device=device)
+        self.handle = symmetric.rendezvous(self.memory, self.name)
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        num_bytes = x.numel() * x.element_size()
+        if num_bytes > self.most_bytes or num_bytes % 16:
+            return super().all_reduce(x)
+        shared = self.memory[:num_bytes].view(x.dtype).view(x.shape)
+        return torch.ops.symm_mem.one_shot_all_reduce_copy(shared, x, "sum", self.name)
+
+
+def _wait(work: Any) -> None:
+    """In the order of the current stream on a GPU, for good on a CPU."""
+    if work is not None:
+        work.wait()

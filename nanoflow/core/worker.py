@@ -1,0 +1,36 @@
+"""`python -m nanoflow.core.worker FD`: a rank that rank 0 has started on its host, with a socket to it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from multiprocessing.connection import Connection
+
+from nanoflow.core.errors import NanoflowError
+
+
+def main(fd: int) -> int:
+    """Compute what rank 0 sends until it is gone; the exit code."""
+    from nanoflow.core.build import follow
+    from nanoflow.core.launch import join_leader
+    from nanoflow.core.registry import Registry
+
+    try:
+        config, team = join_leader(Connection(fd))
+    except EOFError:
+        return 0  # it is gone already
+    try:
+        follow(config, Registry.load(), team)
+    except NanoflowError:
+        return 1  # rank 0 says it
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(int(sys.argv[1]))
+    sys.stderr.flush()
+    os._exit(code)  # at once: what else there is may wait for ranks that are gone

@@ -1,0 +1,131 @@
+"""Prefix caching in a tree of blocks: a path from the root spells the tokens of a cached prefix.
+
+The idea comes from SGLang's RadixAttention (NeurIPS 2024), here with one block a node. Tokens are compared, never
+digests alone, and what was evicted leaves nothing behind that can't be reached.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from nanoflow.core.interfaces import BlockManager, BlockManagerContext, NoOptions
+from nanoflow.core.types import Sequence
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A full block, findable from its parent.
+
+    Attributes:
+        block_id: -1 for the root.
+        parent: None for the root.
+        key: its tokens.
+        children: by their tokens.
+        ref_count: sequences that hold it; its parent has at least as many.
+    """
+
+    block_id: int = -1
+    parent: Node | None = None
+    key: bytes = b""
+    children: dict[bytes, Node] = field(default_factory=dict)
+    ref_count: int = 0
+
+
+class RadixBlockManager(BlockManager):
+    """Shares committed blocks, and evicts the least recently used leaf.
+
+    Attributes:
+        blank: ids of blocks that are free and without content; taken from the end.
+        idle: nodes that nobody holds, the least recently used first. A sequence lets go of its tail first, and whoever
+            holds a block holds those before it, so a child always comes before its parent: the first one is a leaf.
+        paths: for each sequence with blocks, the nodes that its first blocks are; the others are its own.
+    """
+
+    def __init__(self, config: NoOptions, context: BlockManagerContext) -> None:
+        self.num_blocks = context.num_blocks
+        self.block_size = context.block_size
+        self.root = Node()
+        self.blank = list(reversed(range(context.num_blocks)))
+        self.idle: OrderedDict[Node, None] = OrderedDict()
+        self.paths: dict[Sequence, list[Node]] = {}
+
+    @property
+    def num_free_blocks(self) -> int:
+        return len(self.blank) + len(self.idle)
+
+    def match(self, sequence: Sequence) -> int:
+        return len(self._cached_path(sequence)) * self.block_size
+
+    def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
+        table = sequence.block_table
+        admitted = not table
+        path = self._cached_path(sequence) if admitted else []
+        num_computed = len(path) * self.block_size if admitted else sequence.num_computed_tokens
+        needed = -(-(num_computed + num_tokens) // self.block_size) - len(path) - len(table)
+        if needed > self.num_free_blocks - sum(node.ref_count == 0 for node in path):
+            return False
+        if admitted:
+            self.num_queried_tokens += sequence.num_tokens
+            self.num_hit_tokens += num_computed
+            sequence.num_computed_tokens = num_computed
+            self.paths[sequence] = path
+        for node in path:
+            node.ref_count += 1
+            self.idle.pop(node, None)
+            table.append(node.block_id)
+        for _ in range(needed):
+            table.append(self.blank.pop() if self.blank else self._evict())
+        return True
+
+    def commit(self, sequence: Sequence) -> None:
+        path = self.paths.get(sequence, [])  # it may have lost its blocks since the step was planned
+        num_full = min(sequence.num_computed_tokens, len(sequence.token_ids)) // self.block_size
+        if len(path) == num_full:
+            return
+        keys = self._keys(sequence, num_full)
+        for index in range(len(path), num_full):
+            parent = path[-1] if path else self.root
+            if keys[index] in parent.children:
+                return  # its twin is there; a block below that would not hold on to it
+            node = Node(sequence.block_table[index], parent, keys[index], ref_count=1)
+            parent.children[node.key] = node
+            path.append(node)
+
+    def free(self, sequence: Sequence) -> None:
+        path = self.paths.pop(sequence, [])
+        self.blank.extend(reversed(sequence.block_table[len(path) :]))
+        for node in reversed(path):
+            node.ref_count -= 1
+            if node.ref_count == 0:
+                self.idle[node] = None
+        sequence.block_table.clear()
+        sequence.num_computed_tokens = 0
+
+    def _keys(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
+        """Tokens of the sequence's first `num_blocks` blocks, whose values must be known; at least so many."""
+        keys: list[bytes] = sequence.prefix_keys
+        for start in range(len(keys) * self.block_size, num_blocks * self.block_size, self.block_size):
+            keys.append(array("q", sequence.token_ids[start : start + self.block_size]).tobytes())
+        return keys
+
+    def _cached_path(self, sequence: Sequence) -> list[Node]:
+        """Nodes that hold the sequence's first tokens, none of which the model must see again."""
+        num_blocks = min(len(sequence.token_ids), sequence.num_skippable_tokens) // self.block_size
+        path: list[Node] = []
+        node: Node | None = self.root
+        for key in self._keys(sequence, num_blocks)[:num_blocks]:
+            node = node.children.get(key)
+            if node is None:
+                break
+            path.append(node)
+        return path
+
+    def _evict(self) -> int:
+        """Take the block of the least recently used leaf."""
+        leaf, _ = self.idle.popitem(last=False)
+        assert not leaf.children
+        assert leaf.parent is not None
+        del leaf.parent.children[leaf.key]
+        return leaf.block_id

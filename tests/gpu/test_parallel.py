@@ -1,0 +1,97 @@
+"""Tensor parallelism over NCCL; each test takes as many GPUs as it has ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from nanoflow import LLM, SamplingParams
+from nanoflow.core.errors import NanoflowError
+from nanoflow.core.team import Leader
+from tests.core.checkpoints import Oracle
+from tests.core.running import check, engine_of, greedy, tokens
+from tests.core.sentences import raises_sentence
+
+SOON = 30  # seconds
+
+pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are fewer than two GPUs")
+
+
+def start(oracle: Oracle, size: int, **options: Any) -> LLM:
+    """The bundled checkpoint, which has 4 query and 2 KV heads."""
+    if size > torch.cuda.device_count():
+        pytest.skip(f"there are fewer than {size} GPUs")
+    defaults = {"device": "cuda", "dtype": "float32", "num_kv_blocks": 512, "block_size": 16, "max_model_len": 512,
+                "max_num_seqs": 8, "max_num_batched_tokens": 48}  # fmt: skip
+    return LLM(str(oracle("bard").folder), tensor_parallel_size=size, **{**defaults, **options})
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("options", [{"enforce_eager": True}, {}, {"one_shot_kib": 512}])
+@pytest.mark.parametrize("size", [2, 4])
+def test_greedy_float32_is_exact(oracle: Oracle, size: int, options: dict[str, Any], overlap: bool) -> None:
+    with start(oracle, size, overlap=overlap, **options) as llm:
+        assert (engine_of(llm).runner.graphs is None) == ("enforce_eager" in options)
+        for _ in range(2):  # the second time from the prefix cache
+            check(llm, oracle("bard"))
+        assert llm.stats.num_hit_tokens > 0
+
+
+@pytest.mark.parametrize("one_shot_kib", [0, 512])
+def test_preemption(oracle: Oracle, one_shot_kib: int) -> None:
+    longest = max(len(prompt) for prompt in oracle("bard").prompts) + 20
+    with start(oracle, 2, num_kv_blocks=-(-longest // 16), one_shot_kib=one_shot_kib) as llm:
+        check(llm, oracle("bard"))
+        assert llm.stats.num_preemptions > 0
+
+
+def test_sampling_is_that_of_one_gpu(oracle: Oracle) -> None:
+    """Rows that a graph draws, and others that are drawn beside it, in one batch."""
+    prompts = oracle("bard").prompts * 2
+    kinds = [
+        {"temperature": 1.0},
+        {"temperature": 0.8, "top_k": 9, "top_p": 0.9},
+        {"temperature": 0.0, "repetition_penalty": 1.3},
+        {"temperature": 0.0, "logprobs": 3, "prompt_logprobs": 1},
+        {"temperature": 0.0},
+    ]
+    params = [
+        SamplingParams(seed=index, max_tokens=30, ignore_eos=True, **kinds[index % len(kinds)])
+        for index in range(len(prompts))
+    ]
+    drawn = []
+    for size in (1, 2):
+        with start(oracle, size) as llm:
+            drawn.append(tokens(llm.generate(prompts, params, use_tqdm=False)))
+    assert drawn[1] == drawn[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"one_shot_kib": 512}])
+def test_a_killed_rank_ends_the_engine(oracle: Oracle, options: dict[str, Any]) -> None:
+    with start(oracle, 2, **options) as llm:
+        team = engine_of(llm).runner.team
+        assert isinstance(team, Leader)
+        with raises_sentence(NanoflowError, "Rank 1 of 2 failed", "SIGKILL"):
+            for number, _ in enumerate(llm.stream([[1, 2, 3]], greedy(400))):
+                if number == 3:
+                    os.kill(team.processes[0].pid, signal.SIGKILL)
+                    began = time.monotonic()
+        assert time.monotonic() - began < SOON
+
+
+def test_two_engines_side_by_side(oracle: Oracle) -> None:
+    with start(oracle, 2) as one, start(oracle, 2) as other:
+        for llm in (one, other, one):
+            check(llm, oracle("bard"))
+
+
+def test_the_cache_fills_what_is_left(oracle: Oracle) -> None:
+    """Its size is measured on all ranks while they compute together."""
+    with start(oracle, 2, num_kv_blocks=None, gpu_memory_utilization=0.5) as llm:
+        check(llm, oracle("bard"))
+        assert engine_of(llm).block_manager.num_blocks > 512
