@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from nanoflow.cli import hydra_app, hydra_help, show
+from nanoflow.cli.config_files import ConfigFiles
 from nanoflow.cli.settings import Settings
 from nanoflow.cli.sweep import Sweep
 from nanoflow.core.registry import Registry
@@ -57,7 +58,7 @@ class HydraCommand:
     def main(self, argv: list[str]) -> int:
         """Run the command with its arguments and return the exit code."""
         registry = Registry.load()
-        for problem in registry.problems:
+        for problem in [*registry.problems, *ConfigFiles(registry).problems]:
             show.warn(problem)
         if "--help" in argv or "-h" in argv:
             print(hydra_help.text(self, registry))

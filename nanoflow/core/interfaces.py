@@ -37,6 +37,7 @@ class Component:
         supports: attention backends only: None if it can serve this context, else the reason. Asked after `available`.
         priority: `auto` takes the highest that can serve; a negative one is never taken by `auto`.
         architectures: models only: the Hugging Face `architectures` that it serves.
+        positions_key: models only: what config.json calls the most tokens in a sequence.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Component:
     supports: Callable[[Any, Any], str | None] = lambda config, context: None
     priority: int = 0
     architectures: tuple[str, ...] = ()
+    positions_key: str = "max_position_embeddings"
 
 
 @dataclass(frozen=True)
