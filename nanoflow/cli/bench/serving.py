@@ -124,11 +124,6 @@ class ServingReport:
         )
 
 
-def main(argv: list[str]) -> int:
-    """Run the command with its arguments and return the exit code."""
-    return HydraCommand("bench serving", "serving", ServingConfig, INTRO, _once, _job).main(argv)
-
-
 def _once(config: ServingConfig, registry: Registry) -> None:
     _job(config, registry, Path()).show()
 
@@ -156,3 +151,7 @@ def _job(config: ServingConfig, registry: Registry, folder: Path) -> ServingRepo
     if output:
         write_record(output, report.record())
     return report
+
+
+COMMAND = HydraCommand("bench serving", "serving", ServingConfig, INTRO, _once, _job)
+main = COMMAND.main
