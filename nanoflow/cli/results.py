@@ -18,12 +18,12 @@ RESULT = "result.json"  # in each job's folder
 FIRST_COLUMNS = ("job", "overrides", "status")
 
 USAGE = """\
-Usage: nanoflow results FOLDER [--sort COLUMN] [--csv FILE] [--plot x=COLUMN y=COLUMN [by=COLUMN] [file=FILE]]
+Usage: nanoflow results FOLDER [--sort COLUMN [--reverse]] [--csv FILE] [--plot x=COLUMN y=COLUMN [by=COLUMN] [file=FILE]]
 
 Shows what the jobs of a sweep found out, again.
 
   nanoflow results runs/2026-11-22_15-51-17_907266 --sort ttft_ms
-  nanoflow results runs/... --sort -output_tokens_per_s --csv best.csv          - is for the greatest first
+  nanoflow results runs/... --sort output_tokens_per_s --reverse --csv best.csv     the greatest first
   nanoflow results runs/... --plot x=scheduler y=ttft_p99_ms by=block_manager file=ttft.svg
 
 Columns are those of results.csv; KEY=VALUE overrides are columns, too. A plot needs matplotlib (nanoflow[plots]); its
@@ -62,11 +62,15 @@ class Results:
         """All there are."""
         return list(dict.fromkeys(key for record in self.jobs for key in _with_overrides(record)))
 
-    def sorted(self, column: str) -> Results:
-        """By a column, the least first, or the greatest if `-` is before its name; jobs without a value come last."""
-        key = self._known(column.removeprefix("-"))
+    def sorted(self, column: str, reverse: bool = False) -> Results:
+        """By a column, the least first or the greatest; jobs without a value come last.
+
+        Raises:
+            ConfigError: there is no such column.
+        """
+        key = self._known(column)
         having = [record for record in self.jobs if _with_overrides(record).get(key) is not None]
-        having.sort(key=lambda record: _order(_with_overrides(record)[key]), reverse=column.startswith("-"))
+        having.sort(key=lambda record: _order(_with_overrides(record)[key]), reverse=reverse)
         extra = {} if key in self.titles or key not in having[0] else {key: key}
         return Results(having + [r for r in self.jobs if r not in having], self.titles | extra)
 
@@ -154,12 +158,13 @@ def main(argv: list[str]) -> int:
     parser = _Parser(prog="nanoflow results", add_help=False, allow_abbrev=False)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--sort")
+    parser.add_argument("--reverse", action="store_true")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", nargs="+")
     options = parser.parse_args(argv)
     found = Results.read(options.folder)
     if options.sort:
-        found = found.sorted(options.sort)
+        found = found.sorted(options.sort, options.reverse)
     print(found.table())
     if options.csv:
         found.write_csv(options.csv)
