@@ -18,7 +18,8 @@ RESULT = "result.json"  # in each job's folder
 FIRST_COLUMNS = ("job", "overrides", "status")
 
 USAGE = """\
-Usage: nanoflow results FOLDER [--sort COLUMN [--reverse]] [--csv FILE] [--plot x=COLUMN y=COLUMN [by=COLUMN] [file=FILE]]
+Usage: nanoflow results FOLDER [--sort COLUMN [--reverse]] [--csv FILE]
+                               [--plot x=COLUMN y=COLUMN [by=COLUMN] [file=FILE]]
 
 Shows what the jobs of a sweep found out, again.
 

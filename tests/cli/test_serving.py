@@ -56,15 +56,28 @@ def test_a_request_waits_from_its_arrival_on() -> None:
     arrivals = serving.families(options, SAMPLING, vocab_size=500)
     arrivals[-1] = replace(arrivals[-1], time=0.7)
     with LLM(max_num_seqs=1, num_kv_blocks=64) as llm:
-        seconds, served = serving.serve(llm.engine, arrivals)
+        clock = serving.Clock()
+        served = serving.serve(llm.engine, arrivals, clock)
     assert [one.output_tokens for one in served] == [arrival.params.max_tokens for arrival in arrivals]
     assert [one.prompt_tokens for one in served] == [len(arrival.prompt) for arrival in arrivals]
-    assert seconds >= 0.7 + served[-1].e2e - 0.01
+    assert clock.now >= 0.7 + served[-1].e2e - 0.01
     first = served[:3]
     assert [one.ttft for one in first] == sorted(one.ttft for one in first)
     assert first[1].ttft > first[0].e2e
     for one in served:
         assert one.e2e == pytest.approx(one.ttft + (one.tpot or 0) * (one.output_tokens - 1))
+
+
+def test_virtual_time() -> None:
+    """A step takes as long as it is said to, and idle time passes at once: a lone request takes a step a token."""
+    options = ServingOptions(num_prompts=2, rate=0, min_output_len=5, max_output_len=5)
+    arrivals = serving.families(options, SAMPLING, vocab_size=500)
+    arrivals[1] = replace(arrivals[1], time=1000.0)
+    with LLM(num_kv_blocks=64, overlap=False) as llm:
+        clock = serving.Clock(2.0)
+        served = serving.serve(llm.engine, arrivals, clock)
+    assert [(one.ttft, one.tpot, one.e2e) for one in served] == [(2, 2, 10)] * 2
+    assert clock.now == 1010
 
 
 @pytest.mark.parametrize("rate", [0, 200])
@@ -96,6 +109,7 @@ def test_requests_from_a_file(cli: Cli) -> None:
     [
         ("bench.workload=file", "bench.workload=file and prompts_file=FILE need each other"),
         ("bench.rate=-1", "bench.rate must be a number >= 0, got -1."),
+        ("bench.step_ms=0", "bench.step_ms must be a number > 0 or null, got 0."),
         ("bench.families=0", "bench.families must be an integer >= 1, got 0."),
         ("bench.max_input_len=1", "bench.max_input_len must be an integer >= min_input_len (4), got 1."),
         ("bench.repeats=2", "There is no key 'bench.repeats'"),
