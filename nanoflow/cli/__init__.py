@@ -20,6 +20,7 @@ COMMANDS = {
     "run": "generate text; -m sweeps over settings",
     "chat": "talk with a model in the terminal",
     "bench": "measure throughput and latency against what the hardware allows",
+    "results": "show, sort and plot what a sweep found out",
     "plugins": "list the installed plugins, or start one of your own",
 }
 USAGE = "\n".join(
