@@ -15,7 +15,8 @@ def add_rms_norm(
     """The norm of `x + residual`, and that sum, which overwrites `residual`.
 
     Args:
-        x: [T, D]; or [C, T, D], C float32 summands that a split matrix product left to add up; or None for 0.
+        x: [T, D]; or [C, T, D], C summands that a split matrix product (in float32) or experts left to add up; or None
+            for 0.
         residual: [T, D]; any row stride. Without `x` it is left alone.
         weight: [D]
         eps: added to the mean square.
@@ -50,7 +51,7 @@ def _add_rms_norm(
     if PARTS > 0:
         x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
         for part in tl.static_range(1, PARTS):
-            x += tl.load(x_ptr + part * part_stride + row * x_stride + columns, mask=inside, other=0.0)
+            x += tl.load(x_ptr + part * part_stride + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
         rounded = (x.to(dtype).to(tl.float32) + total).to(dtype)
         tl.store(residual_ptr + row * residual_stride + columns, rounded, mask=inside)
         total = rounded.to(tl.float32)

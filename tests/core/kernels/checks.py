@@ -170,6 +170,9 @@ def check_experts(
     assert (out.shape, out.dtype) == ((num_chosen, tokens, size), dtype)
     expected = mix_experts(x.float(), weights, chosen, gate_up.float(), down.float())
     close(out.float().sum(0), expected, dtype)
+    residual, ones = random(tokens, size, dtype=dtype, device=device, seed=4), x.new_ones(size)
+    _, total = norm.add_rms_norm(out, residual.clone(), ones, 1e-6)
+    close(total, expected + residual.float(), dtype)
 
 
 def check_draw(rows: int, size: int, dtype: torch.dtype, device: str, ties: bool = False) -> None:
