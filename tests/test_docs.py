@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nanoflow.core.config import Config, EngineConfig, PluginChoice, SamplingParams
+from nanoflow.core.config import Config, EngineConfig, SamplingParams
 from nanoflow.core.llm import LLM
 from nanoflow.core.registry import Registry
 from nanoflow.testing.checkpoints import NUM_OUTPUT_TOKENS, make_checkpoint, make_reference
@@ -47,21 +47,6 @@ def test_serving(capsys: pytest.CaptureFixture[str]) -> None:
     for example in python_blocks("docs/serving.md"):
         exec(example, {})
     assert "\n2 " in capsys.readouterr().out
-
-
-def test_plugin_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    (source,) = python_blocks("docs/plugins.md")
-    (tmp_path / "hasty.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    dist = SimpleNamespace(name="hasty", version="1.0")
-    point = SimpleNamespace(name="hasty", dist=dist, load=lambda: import_module("hasty"))
-    registry = Registry.load(strict=True, extra=[point])
-    choice = PluginChoice("lifo", {"boast": True, "max_num_seqs": 1})
-    with LLM.from_config(Config(scheduler=choice, engine=EngineConfig(device="cpu")), registry) as llm:
-        outputs = llm.generate([[1, 2], [3, 4], [5, 6]], SamplingParams(max_tokens=4, ignore_eos=True), use_tqdm=False)
-    assert capsys.readouterr().out.count("first of all:") == 3
-    ended = [output.metrics.finished_time for output in outputs]
-    assert ended == sorted(ended, reverse=True)  # the newest was served first
 
 
 def test_model_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,7 @@ class ServingOptions(WorkloadOptions):
     workload: str = option("families", "families: prompts that share prefixes | file: prompts_file, with sampling.*")
     num_prompts: int = option(1000, "requests of families")
     rate: float = option(10.0, "requests a second, as a Poisson process; 0: all at once")
+    step_ms: float | None = option(None, "virtual time: a step takes so long on any machine; null: the time there is")
     families: int = option(16, "shared prefixes; the k-th is 1/k as frequent as the first")
     prefix_len: int = option(64, "tokens in each shared prefix")
     min_input_len: int = option(4, "tokens of its own in the shortest prompt")
@@ -114,6 +115,8 @@ class ServingOptions(WorkloadOptions):
             _require_count(name, getattr(self, name))
         _require_count("prefix_len", self.prefix_len, 0)
         require(is_number(self.rate) and self.rate >= 0, "rate", self.rate, "a number >= 0")
+        step = self.step_ms
+        require(step is None or (is_number(step) and step > 0), "step_ms", step, "a number > 0 or null")
         _require_lengths(self)
 
 

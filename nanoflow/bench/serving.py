@@ -13,7 +13,7 @@ import numpy as np
 
 from nanoflow.bench.options import ServingOptions
 from nanoflow.bench.workloads import random_ids
-from nanoflow.core.config import SamplingParams
+from nanoflow.core.config import RequestOutputKind, SamplingParams
 from nanoflow.core.engine import Engine
 from nanoflow.core.types import RequestOutput
 
@@ -58,23 +58,34 @@ class Served:
     tpot: float | None
     e2e: float
 
-    @classmethod
-    def of(cls, output: RequestOutput, priority: int, arrival: float) -> Served:
-        """From a finished output and the moment of its arrival on `time.perf_counter`'s clock."""
-        metrics, num_tokens = output.metrics, len(output["token_ids"])
-        assert metrics.first_token_time is not None
-        assert metrics.finished_time is not None
-        decoding = metrics.finished_time - metrics.first_token_time
-        return cls(
-            priority=priority,
-            prompt_tokens=len(output.prompt_token_ids),
-            output_tokens=num_tokens,
-            cached_tokens=output.num_cached_tokens,
-            preemptions=metrics.num_preemptions,
-            ttft=metrics.first_token_time - arrival,
-            tpot=decoding / (num_tokens - 1) if num_tokens > 1 else None,
-            e2e=metrics.finished_time - arrival,
-        )
+
+class Clock:
+    """Seconds since the start: those that pass, or virtual ones.
+
+    Args:
+        step: virtual seconds that a step takes; None for real time.
+    """
+
+    def __init__(self, step: float | None = None) -> None:
+        self.step = step
+        self.start = 0.0 if step else time.perf_counter()
+        self.virtual = 0.0
+
+    @property
+    def now(self) -> float:
+        """Seconds since the start."""
+        return self.virtual if self.step else time.perf_counter() - self.start
+
+    def wait_until(self, moment: float) -> None:
+        """Let time pass; nothing happens until then."""
+        if self.step:
+            self.virtual = max(self.virtual, moment)
+        else:
+            time.sleep(max(0.0, moment - self.now))
+
+    def tick(self) -> None:
+        """A step was done."""
+        self.virtual += self.step or 0.0
 
 
 def families(options: ServingOptions, sampling: SamplingParams, vocab_size: int) -> list[Arrival]:
@@ -111,30 +122,51 @@ def poisson(prompts: Iterable[list[int]], params: Iterable[SamplingParams], rate
     return arrivals
 
 
-def serve(engine: Engine, arrivals: list[Arrival]) -> tuple[float, list[Served]]:
-    """Hand each request over when its time has come; returns the seconds it took and what became of each, in order.
+def serve(engine: Engine, arrivals: list[Arrival], clock: Clock) -> list[Served]:
+    """Hand each request over when its time has come; returns what became of each, in order.
 
-    A request counts as waiting from its arrival on, also while a step keeps it from being handed over.
+    A request counts as waiting from its arrival on, also while a step keeps it from being handed over. A token is there
+    when the step has brought it to the host.
 
     Raises:
         RequestError: a request that can't be served; all are checked first.
     """
     for arrival in arrivals:
         engine.check_request(arrival.prompt, arrival.params)
+    first_tokens: dict[int, float] = {}
     served: dict[int, Served] = {}
     next_one = 0
-    start = time.perf_counter()
     while len(served) < len(arrivals):
-        now = time.perf_counter() - start
-        while next_one < len(arrivals) and arrivals[next_one].time <= now:
-            engine.add_request(str(next_one), arrivals[next_one].prompt, arrivals[next_one].params)
+        while next_one < len(arrivals) and arrivals[next_one].time <= clock.now:
+            arrival = arrivals[next_one]
+            engine.add_request(str(next_one), arrival.prompt, arrival.params, output_kind=RequestOutputKind.CUMULATIVE)
             next_one += 1
         if not engine.has_unfinished:
-            time.sleep(arrivals[next_one].time - now)
-        for output in engine.step() if engine.has_unfinished else ():
+            clock.wait_until(arrivals[next_one].time)
+            continue
+        outputs = engine.step()
+        clock.tick()
+        now = clock.now
+        for output in outputs:
             index = int(output.request_id)
-            served[index] = Served.of(output, arrivals[index].params.priority, start + arrivals[index].time)
-    return time.perf_counter() - start, [served[index] for index in range(len(arrivals))]
+            first = first_tokens.setdefault(index, now)
+            if output.finished:
+                served[index] = _served(output, arrivals[index], first, now)
+    return [served[index] for index in range(len(arrivals))]
+
+
+def _served(output: RequestOutput, arrival: Arrival, first_token: float, end: float) -> Served:
+    num_tokens = len(output["token_ids"])
+    return Served(
+        priority=arrival.params.priority,
+        prompt_tokens=len(output.prompt_token_ids),
+        output_tokens=num_tokens,
+        cached_tokens=output.num_cached_tokens,
+        preemptions=output.metrics.num_preemptions,
+        ttft=first_token - arrival.time,
+        tpot=(end - first_token) / (num_tokens - 1) if num_tokens > 1 else None,
+        e2e=end - arrival.time,
+    )
 
 
 def percentiles(served: Iterable[Served]) -> dict[str, float]:

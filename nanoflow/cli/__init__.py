@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from io import TextIOWrapper
 
 from nanoflow import __version__
 from nanoflow.core.errors import NanoflowError, did_you_mean
 
+BLOCK = "NANOFLOW_BLOCK"  # the variable that `Registry.load` reads
 COMMANDS = {
     "run": "generate text; -m sweeps over settings",
     "chat": "talk with a model in the terminal",
     "bench": "measure throughput and latency against what the hardware allows",
-    "plugins": "list the installed plugins",
+    "results": "show, sort and plot what a sweep found out",
+    "plugins": "list the installed plugins, or start one of your own",
 }
 USAGE = "\n".join(
     [
@@ -26,7 +30,8 @@ USAGE = "\n".join(
         "Commands:",
         *(f"  {name:<10}{line}" for name, line in COMMANDS.items()),
         "",
-        "`nanoflow COMMAND --help` says more. With --debug, an error shows its traceback.",
+        "`nanoflow COMMAND --help` says more. With --debug, an error shows its traceback; with --block NAME, the",
+        "plugin or the package of that name is left alone, as if it were not installed.",
     ]
 )
 
@@ -47,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a run
     try:
-        code = _dispatch([argument for argument in argv if argument != "--debug"])
+        with _blocking(argv) as argv:
+            code = _dispatch([argument for argument in argv if argument != "--debug"])
         sys.stdout.flush()
         return code
     except NanoflowError as error:
@@ -62,6 +68,32 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+@contextmanager
+def _blocking(argv: list[str]) -> Iterator[list[str]]:
+    """`argv` without each `--block NAME`; the names are in the environment meanwhile, for processes that it starts."""
+    rest, names = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, equals, name = argument.partition("=")
+        if flag != "--block":
+            rest.append(argument)
+            continue
+        name = name if equals else next(arguments, "")
+        if not name or name.startswith("-"):
+            raise UsageError("--block needs the name of a plugin or of its package; `nanoflow plugins` lists them.")
+        names.append(name)
+    before = os.environ.get(BLOCK)
+    if names:
+        os.environ[BLOCK] = ",".join([*filter(None, [before]), *names])
+    try:
+        yield rest
+    finally:
+        if names and before is None:
+            del os.environ[BLOCK]
+        elif names:
+            os.environ[BLOCK] = before
 
 
 def _dispatch(argv: list[str]) -> int:

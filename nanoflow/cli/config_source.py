@@ -7,10 +7,7 @@ can be overridden, also those of a third-party plugin whose file says no more th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
@@ -23,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nanoflow.cli.bench.settings import LatencyConfig, ServingConfig, ThroughputConfig
 from nanoflow.cli.chat_settings import ChatConfig
+from nanoflow.cli.config_files import SUFFIX, ConfigFiles
 from nanoflow.cli.settings import RunConfig, Settings, sections
 from nanoflow.core.config import ROLES
 from nanoflow.core.errors import ConfigError
@@ -47,12 +45,6 @@ def register() -> None:
     Plugins.instance().register(NanoflowSearchPath)
 
 
-def conf_folder() -> Traversable:
-    """The shipped `conf/`: inside the package in a wheel, beside it in a source tree."""
-    inside = files("nanoflow") / "conf"
-    return inside if inside.is_dir() else Path(str(files("nanoflow"))).parent / "conf"
-
-
 class NanoflowSearchPath(SearchPathPlugin):
     """Puts `NanoflowSource` on Hydra's search path."""
 
@@ -70,7 +62,7 @@ class NanoflowSource(ConfigSource):
     def __init__(self, provider: str = "nanoflow", path: str = "nanoflow://") -> None:
         super().__init__(provider, path)
         self.registry = Registry.load()
-        self.folders = [conf_folder(), *map(files, self.registry.config_packages)]
+        self.files = ConfigFiles(self.registry).files
 
     @staticmethod
     def scheme() -> str:
@@ -80,17 +72,18 @@ class NanoflowSource(ConfigSource):
         return True
 
     def is_group(self, config_path: str) -> bool:
-        return any(folder.is_dir() for folder in self._find(config_path))
+        return any(place.startswith(f"{config_path}/") for place in self.files)
 
     def is_config(self, config_path: str) -> bool:
         return self._file(config_path) is not None or _role_and_name(config_path) is not None
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        prefix = f"{config_path}/" if config_path else ""
+        inside = {place.removeprefix(prefix).split("/")[0] for place in self.files if place.startswith(prefix)}
         names: list[str] = []
-        for folder in self._find(config_path):
-            for item in folder.iterdir() if folder.is_dir() else ():
-                place = f"{config_path}/{item.name}".lstrip("/")
-                self._list_add_result(names, place, item.name, results_filter)
+        for name in inside:
+            for item in (name, name + SUFFIX):  # a group, a config, or both
+                self._list_add_result(names, prefix + item, item, results_filter)
         if config_path in ROLES and results_filter != ObjectType.GROUP:
             names += [entry.component.name for entry in self.registry.entries(config_path)]
         return sorted(set(names))
@@ -113,13 +106,9 @@ class NanoflowSource(ConfigSource):
         defaults = asdict(entry.component.config()) if entry else {}
         return _open(OmegaConf.merge({"name": name, **defaults}, values))
 
-    def _find(self, config_path: str) -> Iterator[Traversable]:
-        return (folder.joinpath(config_path) for folder in self.folders)
-
     def _file(self, config_path: str) -> Traversable | None:
-        name = config_path.removesuffix(".yaml")
-        path = self._normalize_file_name(PRIMARIES[name][0] if name in PRIMARIES else name)
-        return next((file for file in self._find(path) if file.is_file()), None)
+        place = config_path.removesuffix(SUFFIX)
+        return self.files.get(PRIMARIES[place][0] if place in PRIMARIES else place)
 
 
 def _parse(text: str, file: Traversable | None) -> DictConfig:

@@ -11,9 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from nanoflow.cli import hydra_app, hydra_help, show
+from nanoflow.cli import hydra_app, hydra_help, show, sweep
+from nanoflow.cli.config_files import ConfigFiles
 from nanoflow.cli.settings import Settings
-from nanoflow.cli.sweep import Sweep
 from nanoflow.core.registry import Registry
 
 
@@ -36,7 +36,7 @@ class Report(Protocol):
 
 @dataclass(frozen=True)
 class HydraCommand:
-    """One command.
+    """One command, to be kept as `COMMAND` in the module that its name says.
 
     Attributes:
         name: as on the command line.
@@ -54,30 +54,36 @@ class HydraCommand:
     once: Callable[[Any, Registry], None]
     job: Callable[[Any, Registry, Path], Report]
 
+    @property
+    def module(self) -> str:
+        """The one that holds it, as `COMMAND`."""
+        return f"nanoflow.cli.{self.name.replace(' ', '.')}"
+
     def main(self, argv: list[str]) -> int:
         """Run the command with its arguments and return the exit code."""
         registry = Registry.load()
-        for problem in registry.problems:
+        for problem in [*registry.problems, *ConfigFiles(registry).problems]:
             show.warn(problem)
         if "--help" in argv or "-h" in argv:
             print(hydra_help.text(self, registry))
             return 0
         composed: list[DictConfig] = []  # of a plain run, which goes on below: Hydra would wrap its errors
-        sweeps: dict[Path, Sweep] = {}  # by folder; one at most
+        succeeded = True
 
         def task(config: DictConfig) -> None:
             hydra = HydraConfig.get()
-            if hydra.mode == RunMode.MULTIRUN:
-                sweep = sweeps.setdefault(Path(hydra.sweep.dir), Sweep(self, registry))
-                sweep.run(config, list(hydra.overrides.task), Path(hydra.runtime.output_dir))
+            if hydra.mode == RunMode.MULTIRUN:  # maybe in another process
+                overrides = list(hydra.overrides.task)
+                sweep.run(self, registry, config, hydra.job.num, overrides, Path(hydra.runtime.output_dir))
             else:
                 composed.append(config)
 
+        HydraConfig.instance().cfg = None
         try:
             code = hydra_app.run(self, argv, task, registry)
         finally:
-            for folder, sweep in sweeps.items():
-                sweep.finish(folder)
+            if (folder := sweep.folder()) is not None:
+                succeeded = sweep.finish(folder)
         for config in composed:
             self.once(self.schema.from_composed(config, registry), registry)
-        return code or int(any(sweep.failed for sweep in sweeps.values()))
+        return code or int(not succeeded)

@@ -21,11 +21,6 @@ Completes prompts with an engine put together from the options below.
 """
 
 
-def main(argv: list[str]) -> int:
-    """Run the command with its arguments and return the exit code."""
-    return HydraCommand("run", "config", RunConfig, INTRO, _complete, _job).main(argv)
-
-
 def _complete(config: RunConfig, registry: Registry) -> None:
     viewer = show.Completions(in_a_file=bool(config.output and config.prompts_file))
     show.summary(job.run(config, registry, folder=Path(), viewer=viewer, use_tqdm=sys.stderr.isatty()))
@@ -33,3 +28,7 @@ def _complete(config: RunConfig, registry: Registry) -> None:
 
 def _job(config: RunConfig, registry: Registry, folder: Path) -> job.Report:
     return job.run(config, registry, folder=folder, viewer=job.Viewer())
+
+
+COMMAND = HydraCommand("run", "config", RunConfig, INTRO, _complete, _job)
+main = COMMAND.main

@@ -1,84 +1,110 @@
-"""A sweep: every job in turn, one that fails included, and a table of them all at the end."""
+"""A sweep: jobs that leave their results in folders, one that fails included, and a table of them all at the end.
+
+Jobs share nothing but the sweep's folder, so that any of Hydra's launchers may run them, in other processes too.
+"""
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 import traceback
-from dataclasses import dataclass, field
+from copy import deepcopy
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from nanoflow.cli import show
+from nanoflow.cli import gpus, results
 from nanoflow.core.errors import NanoflowError
 from nanoflow.core.registry import Registry
 
 if TYPE_CHECKING:
     from nanoflow.cli.hydra_command import HydraCommand
 
-OK, FAILED, INTERRUPTED = "ok", "failed", "interrupted"
 
+def run(
+    command: HydraCommand, registry: Registry, composed: DictConfig, number: int, overrides: list[str], folder: Path
+) -> None:
+    """Run a job, in a process of its own if it uses a GPU, so that it finds the GPU's memory as the first one did.
 
-@dataclass
-class Sweep:
-    """The jobs that a sweep has run so far.
-
-    Attributes:
-        command: what each job runs.
-        registry: the plugins that jobs choose from.
-        jobs: a record of each, as it stands in the results.
-        columns: of the table, with their titles; reports add theirs.
+    It leaves its config and its result in `folder`; its failure is noted there, not raised.
     """
+    OmegaConf.save(composed, folder / "config.yaml")
+    _write(folder, {"job": number, "overrides": overrides, "status": results.INTERRUPTED, "error": ""})
+    if not gpus.wanted(composed):
+        _run(command, registry, composed, folder)
+        return
+    with gpus.one_of(composed, number, folder.parent):
+        process = get_context("spawn").Process(target=_run_by_name, args=(command.module, composed, folder))
+        process.start()
+        process.join()
+    if process.exitcode:
+        _fail(folder, f"its process ended with exit code {process.exitcode}.")
 
-    command: HydraCommand
-    registry: Registry
-    jobs: list[dict[str, Any]] = field(default_factory=list)
-    columns: dict[str, str] = field(default_factory=lambda: {key: key for key in ("job", "overrides", "status")})
 
-    @property
-    def failed(self) -> bool:
-        """Whether any job failed."""
-        return any(record["status"] == FAILED for record in self.jobs)
+def _run_by_name(module: str, composed: DictConfig, folder: Path) -> None:
+    _run(import_module(module).COMMAND, Registry.load(), composed, folder)
 
-    def run(self, composed: DictConfig, overrides: list[str], folder: Path) -> None:
-        """Run a job and leave its config and its result in `folder`; its failure is noted, not raised."""
-        OmegaConf.save(composed, folder / "config.yaml")
-        name = f"job {len(self.jobs)} ({' '.join(overrides)})"
-        record = {"job": len(self.jobs), "overrides": overrides, "status": INTERRUPTED, "error": ""}
-        self.jobs.append(record)
-        try:
-            config = self.command.schema.from_composed(composed, self.registry)
-            report = self.command.job(config, self.registry, folder)
-        except Exception as error:
-            record["status"] = FAILED
-            record["error"] = str(error) if isinstance(error, NanoflowError) else f"{type(error).__name__}: {error}"
-            if not isinstance(error, NanoflowError):
-                traceback.print_exc()
-            print(f"nanoflow: error: {name}: {record['error']}", file=sys.stderr, flush=True)
+
+def _run(command: HydraCommand, registry: Registry, composed: DictConfig, folder: Path) -> None:
+    try:
+        config = command.schema.from_composed(composed, registry)
+        report = command.job(config, registry, folder)
+    except Exception as error:
+        if isinstance(error, NanoflowError):
+            _fail(folder, str(error))
         else:
-            record.update(status=OK, **report.numbers(), **report.made_of)
-            self.columns |= report.columns
-            print(f"{name}: {report.headline}", flush=True)
-        (folder / "result.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            traceback.print_exc()
+            _fail(folder, f"{type(error).__name__}: {error}")
+    else:
+        record = results.read_job(folder)
+        _write(folder, record | {"status": results.OK, "columns": report.columns, **report.numbers(), **report.made_of})
+        print(f"{_name(record)}: {report.headline}\n", end="", flush=True)  # one piece, beside other jobs'
 
-    def finish(self, folder: Path) -> None:
-        """Print the table and leave it in `folder`, as text and as CSV."""
-        table = self._table()
-        print(f"\n{table}")
-        (folder / "results.txt").write_text(table + "\n", encoding="utf-8")
-        with (folder / "results.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for record in self.jobs for key in record)))
-            writer.writeheader()
-            writer.writerows({**record, "overrides": " ".join(record["overrides"])} for record in self.jobs)
-        print(f"\nKept in {folder}")
 
-    def _table(self) -> str:
-        shared = set.intersection(*(set(record["overrides"]) for record in self.jobs)) if len(self.jobs) > 1 else set()
-        rows = [
-            {**record, "overrides": " ".join(item for item in record["overrides"] if item not in shared)}
-            for record in self.jobs
-        ]
-        return show.table(list(self.columns.values()), ([row.get(key) for key in self.columns] for row in rows))
+def _fail(folder: Path, error: str) -> None:
+    record = results.read_job(folder)
+    _write(folder, record | {"status": results.FAILED, "error": error})
+    print(f"nanoflow: error: {_name(record)}: {error}", file=sys.stderr, flush=True)
+
+
+def _name(record: dict) -> str:
+    return f"job {record['job']} ({' '.join(record['overrides'])})"
+
+
+def _write(folder: Path, record: dict) -> None:
+    text = json.dumps(record, indent=2, ensure_ascii=False)
+    (folder / results.RESULT).write_text(text + "\n", encoding="utf-8")
+
+
+class NotesFolder(Callback):
+    """Makes Hydra's config known before the first job, which may run in another process; `hydra.callbacks` has it."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        assert config.hydra.sweep.dir  # looked up once, so that `now` is in the cache
+        known = deepcopy(config)
+        OmegaConf.copy_cache(config, known)
+        HydraConfig.instance().set_config(known)
+
+
+def folder() -> Path | None:
+    """That of the sweep which Hydra ran last, if any of its jobs has begun."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    found = Path(HydraConfig.get().sweep.dir)
+    return found if any(found.glob(f"*/{results.RESULT}")) else None
+
+
+def finish(folder: Path) -> bool:
+    """Print the table of a sweep's jobs, and leave it in its folder as text and as CSV; whether all went well."""
+    found = results.Results.read(folder)
+    print(f"\n{found.table()}")
+    (folder / "results.txt").write_text(found.table() + "\n", encoding="utf-8")
+    found.write_csv(folder / "results.csv")
+    print(f"\nKept in {folder}")
+    return all(record["status"] != results.FAILED for record in found.jobs)

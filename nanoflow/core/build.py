@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from nanoflow.core import checkpoint, graphs, memory
+from nanoflow.core.checked import CheckedBlockManager, CheckedScheduler
 from nanoflow.core.config import Config, EngineConfig, SamplingParams, SchedulerConfig
 from nanoflow.core.engine import Engine
 from nanoflow.core.errors import CheckpointError, ConfigError
@@ -104,7 +105,9 @@ def make_plan(config: Config, registry: Registry, team: Team) -> Plan:
         budget = GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
         limits = replace(limits, max_num_batched_tokens=max(budget, limits.max_num_seqs))
     dtype = pick_dtype(options.dtype, hf_config, device)
-    return Plan(folder, hf_config, device, dtype, pick_max_model_len(options.max_model_len, hf_config), limits)
+    model_entry, _ = registry.model_for(config.model, hf_config.get("architectures") or [])
+    max_model_len = pick_max_model_len(options.max_model_len, hf_config[model_entry.component.positions_key])
+    return Plan(folder, hf_config, device, dtype, max_model_len, limits)
 
 
 def _build_engine(config: Config, registry: Registry, team: Team) -> tuple[Engine, dict[str, str]]:
@@ -114,9 +117,13 @@ def _build_engine(config: Config, registry: Registry, team: Team) -> tuple[Engin
     if isinstance(team, Leader):
         runner.send = team.send
     blocks_entry, blocks_options = registry.resolve("block_manager", config.block_manager)
-    block_manager = blocks_entry.component.build(blocks_options, BlockManagerContext(num_blocks, options.block_size))
+    block_manager = blocks_entry.build(blocks_options, BlockManagerContext(num_blocks, options.block_size))
+    if options.debug:
+        block_manager = CheckedBlockManager(block_manager, str(blocks_entry))
     scheduler_entry, _ = registry.resolve("scheduler", config.scheduler)
-    scheduler = scheduler_entry.component.build(plan.limits, SchedulerContext(block_manager, plan.max_model_len))
+    scheduler = scheduler_entry.build(plan.limits, SchedulerContext(block_manager, plan.max_model_len))
+    if options.debug:
+        scheduler = CheckedScheduler(scheduler, str(scheduler_entry), plan.limits, block_manager)
 
     tokenizer = Tokenizer.load(plan.folder)
     eos_token_ids = checkpoint.eos_token_ids(plan.folder, plan.hf_config)
@@ -162,7 +169,7 @@ def _build_runner(
     model_entry, model_options = registry.model_for(config.model, plan.hf_config.get("architectures") or [])
     model_context = ModelContext(plan.hf_config, plan.dtype, device, plan.max_model_len, parallel)
     with torch.inference_mode():
-        model: ModelArch = model_entry.component.build(model_options, model_context)
+        model: ModelArch = model_entry.build(model_options, model_context)
         if options.load_format == "dummy":
             checkpoint.fill_random(model.weights(), options.seed)
         else:
@@ -182,7 +189,7 @@ def _build_runner(
     attention_entry, attention_options = registry.resolve("attention", config.attention, attention_context)
 
     def build_attention() -> AttentionBackend:
-        return attention_entry.component.build(attention_options, attention_context)
+        return attention_entry.build(attention_options, attention_context)
 
     def build_runner(attention: AttentionBackend, padding_block: int) -> ModelRunner:
         return ModelRunner(
@@ -269,13 +276,12 @@ def pick_dtype(name: str, hf_config: dict[str, Any], device: torch.device) -> to
     return getattr(torch, name)
 
 
-def pick_max_model_len(wanted: int | None, hf_config: dict[str, Any]) -> int:
-    """The longest sequence, prompt and output together.
+def pick_max_model_len(wanted: int | None, limit: int) -> int:
+    """The longest sequence, prompt and output together, of a model for `limit` tokens.
 
     Raises:
         ConfigError: more than the model has positions for.
     """
-    limit = hf_config["max_position_embeddings"]
     if wanted is not None and wanted > limit:
         raise ConfigError(f"engine.max_model_len is {wanted}, but the checkpoint serves at most {limit} tokens.")
     return wanted or limit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,9 @@ def eos_token_ids(folder: Path, hf_config: dict[str, Any]) -> frozenset[int]:
 def load_weights(folder: Path, targets: dict[str, torch.Tensor | Shard | None]) -> None:
     """Copy every tensor of the checkpoint, or the part that is wanted, into its target, straight from the mapped file.
 
+    A checkpoint of the network without its head lacks the first part of all names, such as `model.`; it is put before
+    them.
+
     Args:
         folder: holds one `*.safetensors` file, or several with an index.
         targets: as from `ModelArch.weights`; filled in place, converted to their dtype.
@@ -113,8 +117,11 @@ def load_weights(folder: Path, targets: dict[str, torch.Tensor | Shard | None]) 
         CheckpointError: a file that is missing or corrupt, tensors that are missing, unknown or of a wrong shape.
     """
     missing = {name for name, target in targets.items() if target is not None}
+    ((prefix, _),) = Counter(name.partition(".")[0] for name in targets).most_common(1) or [("", 0)]
     for file in _weight_files(folder):
         for name, stored in _stored_tensors(file):
+            if name not in targets and f"{prefix}.{name}" in targets:
+                name = f"{prefix}.{name}"
             if name not in targets and name.endswith(".rotary_emb.inv_freq"):
                 continue  # old checkpoints hold it; it follows from the config
             if name not in targets:

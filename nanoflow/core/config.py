@@ -251,6 +251,7 @@ class EngineConfig:
         "auto", "auto: default sampling parameters from the checkpoint's generation_config.json | none: vLLM's"
     )
     overlap: bool | None = option(None, "schedule the next step while one runs; null: on a GPU")
+    debug: bool = option(False, "check after each call that scheduler and block manager keep to their contracts")
 
     def __post_init__(self) -> None:
         for name, choices in {
@@ -276,7 +277,8 @@ class EngineConfig:
                 "engine.kv_cache_gib", self.kv_cache_gib, "a number > 0 or null")  # fmt: skip
         require(is_number(self.gpu_memory_utilization) and 0 < self.gpu_memory_utilization <= 1,
                 "engine.gpu_memory_utilization", self.gpu_memory_utilization, "a number in (0, 1]")  # fmt: skip
-        require(isinstance(self.enforce_eager, bool), "engine.enforce_eager", self.enforce_eager, "true or false")
+        for name in ("enforce_eager", "debug"):
+            require(isinstance(getattr(self, name), bool), f"engine.{name}", getattr(self, name), "true or false")
         require(
             self.graph_sizes != [] and _list_of(self.graph_sizes, lambda size: is_int(size) and size >= 1),
             "engine.graph_sizes", self.graph_sizes, "a list of integers >= 1, or null",

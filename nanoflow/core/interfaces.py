@@ -37,6 +37,7 @@ class Component:
         supports: attention backends only: None if it can serve this context, else the reason. Asked after `available`.
         priority: `auto` takes the highest that can serve; a negative one is never taken by `auto`.
         architectures: models only: the Hugging Face `architectures` that it serves.
+        positions_key: models only: what config.json calls the most tokens in a sequence.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Component:
     supports: Callable[[Any, Any], str | None] = lambda config, context: None
     priority: int = 0
     architectures: tuple[str, ...] = ()
+    positions_key: str = "max_position_embeddings"
 
 
 @dataclass(frozen=True)
@@ -208,11 +210,13 @@ class Scheduler(ABC):
 
     @abstractmethod
     def schedule(self) -> Batch | None:
-        """The next step's batch, or None if nothing can run now.
+        """The next step's batch, or None if nothing can run now; something can while requests are unfinished and no
+        batch is in flight.
 
         Every sequence in it has had `BlockManager.allocate` for its tokens and is entered with `Batch.add`, decoding
-        ones before the others. A sequence is taken only while `num_uncomputed_tokens` > 0. Sequences whose blocks
-        were freed to make room are listed in `Batch.preempted`, or in that of the next batch if this call returns None.
+        ones before the others. A sequence is taken only while `num_uncomputed_tokens` > 0, and one without blocks only
+        while none of its tokens is in flight. Sequences whose blocks were freed to make room are listed in
+        `Batch.preempted`, or in that of the next batch if this call returns None.
         """
 
     @abstractmethod

@@ -7,25 +7,33 @@ in through the same hooks. A broken third-party plugin is reported and left out,
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import os
 import pkgutil
+import re
+import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
 import pluggy
+from packaging.requirements import InvalidRequirement, Requirement
 
 from nanoflow import __version__
 from nanoflow.core import hookspecs
 from nanoflow.core.config import ROLES, PluginChoice, SchedulerConfig, field_names
-from nanoflow.core.errors import ConfigError, PluginError, did_you_mean
-from nanoflow.core.interfaces import Component
+from nanoflow.core.errors import ConfigError, NanoflowError, PluginError, did_you_mean
+from nanoflow.core.interfaces import AttentionBackend, BlockManager, Component, ModelArch, Scheduler
 
 HOOKS = dict(zip(ROLES, ("nanoflow_models", "nanoflow_attention_backends", "nanoflow_schedulers",
                          "nanoflow_block_managers"), strict=True))  # fmt: skip
+PRODUCTS = dict(zip(ROLES, (ModelArch, AttentionBackend, Scheduler, BlockManager), strict=True))
 AUTO = "auto"
+BLOCK = "NANOFLOW_BLOCK"  # environment variable: names of plugins to leave alone, with commas between them
 
 
 class EntryPoint(Protocol):
@@ -50,34 +58,72 @@ class Entry:
     def __str__(self) -> str:
         return f"{self.role}={self.component.name} from {self.package} {self.version}"
 
+    def build(self, config: Any, context: Any) -> Any:
+        """The object that serves the role.
+
+        Raises:
+            NanoflowError: the plugin's own.
+            PluginError: the plugin fails, or makes something else; the message names it, and where it failed.
+        """
+        try:
+            built = self.component.build(config, context)
+        except NanoflowError:
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).parent.name}/{Path(place.filename).name}:{place.lineno}"
+            raise PluginError(
+                f"{self} could not be built: {_why(error)} (at {where}); --debug shows the traceback."
+            ) from error
+        if not isinstance(built, PRODUCTS[self.role]):
+            raise PluginError(
+                f"{self} built a {type(built).__name__}, which is no {PRODUCTS[self.role].__name__}; "
+                f"what serves the role {self.role} must derive from that."
+            )
+        return built
+
 
 class Registry:
     """All installed plugins. Make one with `Registry.load()`; it is never changed afterwards.
 
     Attributes:
         problems: one sentence for each plugin that could not be loaded.
-        config_packages: packages whose folders mirror `conf/`, third-party ones in the order of their entry points.
+        config_packages: packages whose folders mirror `conf/`, in the order of entry points, and what distribution
+            each is of.
+        blocked: plugins that were left alone on request, such as `theirs of their-package 1.2`.
     """
 
-    def __init__(self, entries: Iterable[Entry], config_packages: list[str], problems: list[str]) -> None:
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        config_packages: dict[str, str],
+        problems: list[str],
+        blocked: Iterable[str] = (),
+    ) -> None:
         self.config_packages = config_packages
         self.problems = problems
+        self.blocked = list(blocked)
         self._entries: dict[str, dict[str, Entry]] = {role: {} for role in ROLES}
         for entry in entries:
             if twin := self._entries[entry.role].get(entry.component.name):
                 raise PluginError(
                     f"Two plugins are called {entry.role}={entry.component.name}: one from {twin.package} "
-                    f"{twin.version}, one from {entry.package} {entry.version}; uninstall or rename one of them."
+                    f"{twin.version}, one from {entry.package} {entry.version}; uninstall or rename one of them, or "
+                    f"leave one out with --block {entry.package}."
                 )
             self._entries[entry.role][entry.component.name] = entry
 
     @classmethod
-    def load(cls, *, strict: bool = False, extra: Iterable[EntryPoint] | None = None) -> Registry:
+    def load(
+        cls, *, strict: bool = False, extra: Iterable[EntryPoint] | None = None, blocked: Iterable[str] | None = None
+    ) -> Registry:
         """Load built-in plugins and those of installed packages.
 
         Args:
             strict: raise the first problem instead of going on without the plugin.
             extra: entry points to use in place of the installed ones.
+            blocked: names of entry points or packages that are not even imported; if None, those in the environment
+                variable NANOFLOW_BLOCK.
 
         Raises:
             PluginError: two plugins of one role share a name; or, if `strict`, a plugin can't be loaded.
@@ -89,22 +135,34 @@ class Registry:
         for name in _builtin_packages():
             manager.register(import_module(name), name)
             sources[name] = (name, hookspecs.PROJECT, __version__)
-        for point in entry_points(group=hookspecs.PROJECT) if extra is None else extra:
-            package = point.dist.name if point.dist else "unknown package"
-            version = point.dist.version if point.dist else "?"
+        points = list(entry_points(group=hookspecs.PROJECT) if extra is None else extra)
+        names = _names(os.environ.get(BLOCK, "")) if blocked is None else set(blocked)
+        kept, left_alone = [], []
+        for point in points:
+            (left_alone if names & _names_of(point) else kept).append(point)
+        known = set().union(*map(_names_of, points))
+        for name in sorted(names - known):
+            problems.append(
+                f"There is no plugin {name!r} to block; installed are: {', '.join(sorted(known)) or 'none'}."
+                f"{did_you_mean(name, known)}"
+            )
+        for point in kept:
+            package, version = _origin(point)
             key = f"{package}:{point.name}"  # two packages may name their entry points alike
             try:
-                manager.register(point.load(), key)
-                manager.check_pending()
+                _check_requirement(point)
+                plugin = point.load()
+                _check_hooks(manager, plugin)
+                manager.register(plugin, key)
             except Exception as error:
-                _drop(manager, key)
                 problem = f"Plugin {point.name!r} of {package} {version} was left out: {_why(error)}"
                 if strict:
                     raise PluginError(problem) from error
                 problems.append(problem)
             else:
                 sources[key] = (point.name, package, version)
-        entries, packages = [], []
+        entries: list[Entry] = []
+        packages: dict[str, str] = {}
         for key, (name, package, version) in sources.items():
             try:
                 found = list(_components(manager, key))
@@ -116,8 +174,8 @@ class Registry:
                 problems.append(problem)
                 continue
             entries += [Entry(role, component, package, version) for role, component in found]
-            packages += folders
-        return cls(entries, packages, problems)
+            packages |= dict.fromkeys(folders, package)
+        return cls(entries, packages, problems, [" ".join((p.name, "of", *_origin(p))) for p in left_alone])
 
     def entries(self, role: str) -> list[Entry]:
         """The role's plugins by falling priority, then name."""
@@ -134,9 +192,12 @@ class Registry:
             known = sorted(self._entries[role])
             raise PluginError(
                 f"There is no {role} called {name!r}; installed are: {', '.join(known) or 'none'}."
-                f"{did_you_mean(str(name), known)}"
+                f"{did_you_mean(str(name), known)}{self._blocked_hint()}"
             )
         return entry
+
+    def _blocked_hint(self) -> str:
+        return f" Blocked: {', '.join(self.blocked)}." if self.blocked else ""
 
     def options(self, entry: Entry, options: dict[str, Any]) -> Any:
         """An instance of the plugin's config dataclass with `options` set.
@@ -248,10 +309,57 @@ def _config_packages(manager: pluggy.PluginManager, plugin: str) -> Iterator[str
         yield package
 
 
-def _drop(manager: pluggy.PluginManager, name: str) -> None:
-    if manager.has_plugin(name):
-        manager.unregister(name=name)
+def _origin(point: EntryPoint) -> tuple[str, str]:
+    """The name and the version of the package that an entry point comes from."""
+    return (point.dist.name, point.dist.version) if point.dist else ("unknown package", "?")
+
+
+def _names(text: str) -> set[str]:
+    return {name for name in re.split(r"[,\s]+", text) if name}
+
+
+def _names_of(point: EntryPoint) -> set[str]:
+    """What a plugin can be blocked by."""
+    return {point.name, _origin(point)[0]}
+
+
+def _check_requirement(point: EntryPoint) -> None:
+    """Raise unless this is a nanoflow that the plugin's package asks for.
+
+    pip sees to that when it installs the package, but either may have been changed since. It is asked before the
+    plugin is imported, since one for another version may fail at anything.
+    """
+    for line in getattr(point.dist, "requires", None) or ():
+        try:
+            needed = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if needed.name.lower() != hookspecs.PROJECT or (needed.marker and not needed.marker.evaluate({"extra": ""})):
+            continue
+        if not needed.specifier.contains(__version__, prereleases=True):
+            raise PluginError(
+                f"it is made for nanoflow{needed.specifier}, and this is {__version__}; install versions of the two "
+                "that fit"
+            )
+
+
+def _check_hooks(manager: pluggy.PluginManager, plugin: Any) -> None:
+    """Raise if one of the plugin's hooks is misspelt or takes arguments; pluggy says less clearly what is wrong."""
+    known = [*HOOKS.values(), "nanoflow_config_packages"]
+    for name in dir(plugin):
+        if (options := manager.parse_hookimpl_opts(plugin, name)) is None:
+            continue
+        hook = options.get("specname") or name
+        if hook not in known and not options.get("optionalhook"):
+            raise PluginError(f"there is no hook {hook!r}; there are: {', '.join(known)}.{did_you_mean(hook, known)}")
+        parameters = inspect.signature(getattr(plugin, name)).parameters.values()
+        needed = [
+            p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        if needed:
+            raise PluginError(f"hook {hook} takes no arguments, but is defined as {name}({', '.join(needed)})")
 
 
 def _why(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    text = str(error).splitlines()[0] if str(error) else "no message"
+    return text if isinstance(error, NanoflowError) else f"{type(error).__name__}: {text}"

@@ -212,7 +212,7 @@ class AttentionBackendSuite(Suite):
         """Captured for the longest contexts there can be, replayed with others in other blocks; the last rows are
         padding, and an eager step of another kind in between disturbs nothing."""
         c, rng, longest = context(*shape, dtype, DEVICE, windows=windows), np.random.default_rng(0), 1536
-        widest = Case.draw(rng, c.block_size, [longest] * num_seqs)
+        widest = Case.draw(rng, c.block_size, [longest] * num_seqs, spare=0)
         backend = self.build(c, widest.num_blocks)
         if not backend.capturable:
             pytest.skip("it is never captured")
@@ -338,8 +338,12 @@ class AttentionBackendSuite(Suite):
             out = backend.project_and_attend(layer, Projection(qkv, *weights, 1e-6, cos, sin, positions))
             if out is None:
                 return
+            new = torch.zeros(case.num_blocks * c.block_size, dtype=torch.bool, device=c.device)
+            new[inputs.slot_mapping_T] = True
             for mine, theirs in zip(backend.cache(layer), caches, strict=True):
-                self.compare(c, mine, theirs)
+                mine, theirs = mine.flatten(0, 1), theirs.flatten(0, 1)
+                self.compare(c, mine[new], theirs[new])
+                assert torch.equal(mine[~new], theirs[~new]), "only the new tokens' slots may be written"
             self.compare(c, out, written_out(c, layer, inputs, q, caches))
 
     def compare(self, c: AttentionContext, mine: torch.Tensor, exact: torch.Tensor) -> None:

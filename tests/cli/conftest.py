@@ -52,11 +52,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     """`install("theirs", {"__init__.py": ...})`: as if a distribution with that entry point had been installed."""
     names: list[str] = []
 
-    def make(name: str, sources: dict[str, str], version: str = "1.2") -> None:
+    def make(name: str, sources: dict[str, str], version: str = "1.2", requires: str = "nanoflow") -> None:
         names.append(name)
         site = tmp_path / f"site-{name}"
         metadata = {
-            "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+            "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: {requires}\n",
             "entry_points.txt": f"[nanoflow]\n{name} = {name}\n",
         }
         files = {f"{name}/{path}": text for path, text in sources.items()}

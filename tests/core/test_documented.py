@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ CLASSES = {
 }  # fmt: skip
 METHODS = {
     f"{owner}.{name}": value for owner, cls in CLASSES.items() for name, value in vars(cls).items()
-    if getattr(value, "__isabstractmethod__", False)
+    if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, property))
+    and name not in vars(cls).get("__dataclass_fields__", ())
 }  # fmt: skip
+ROLES = [name for name, cls in CLASSES.items() if inspect.isabstract(cls)]
 PLUGIN_GUIDE = Path(__file__).parents[2] / "docs" / "plugins.md"
 
 
@@ -26,6 +29,7 @@ def test_there_is_something_to_check() -> None:
     assert len(HOOKS) == 5
     assert {"ModelArch", "AttentionBackend", "Scheduler", "BlockManager", "Component"} <= set(CLASSES)
     assert len(METHODS) > 15
+    assert set(ROLES) == {"ModelArch", "AttentionBackend", "Scheduler", "BlockManager"}
 
 
 @pytest.mark.parametrize("name", HOOKS)
@@ -54,7 +58,22 @@ def test_fields(name: str) -> None:
         assert field in documented, f"{name}.{field} is not in the docstring"
 
 
-@pytest.mark.skipif(not PLUGIN_GUIDE.exists(), reason="docs/plugins.md is not here")
+@pytest.mark.parametrize("role", ROLES)
+def test_attributes(role: str) -> None:
+    documented = inspect.getdoc(CLASSES[role]) or ""
+    for name in inspect.get_annotations(CLASSES[role]):
+        assert re.search(rf"^    .*\b{name}\b.*:", documented, re.MULTILINE), f"{role}.{name} is not in the docstring"
+
+
 @pytest.mark.parametrize("name", HOOKS)
 def test_the_plugin_guide_names_every_hook(name: str) -> None:
-    assert name in PLUGIN_GUIDE.read_text(encoding="utf-8")
+    assert f"`{name}`" in PLUGIN_GUIDE.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_plugin_guide_names_every_method_of_a_role(role: str) -> None:
+    text = PLUGIN_GUIDE.read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^\*\*`{role}`\*\*.*?\n\n", text, re.DOTALL | re.MULTILINE)
+    for name in METHODS:
+        owner, _, method = name.partition(".")
+        assert owner != role or f"`{method}`" in section, name

@@ -17,8 +17,8 @@ from nanoflow.core.interfaces import AttentionContext, ModelContext
 from nanoflow.core.parallel import ParallelContext, Shard
 from nanoflow.core.registry import Registry
 from nanoflow.core.types import AttentionInput
-from tests.core.checkpoints import SPECS, Oracle
-from tests.core.ranks import on_ranks
+from nanoflow.testing.ranks import on_ranks
+from tests.core.checkpoints import OTHERS, SPECS, Oracle
 
 REGISTRY = Registry.load()
 CPU = torch.device("cpu")
@@ -44,6 +44,7 @@ def logits(folder: Path, size: int, token_ids: torch.Tensor) -> list[torch.Tenso
         context = AttentionContext(
             model.num_layers, parallel.share(model.num_heads, "").length,
             parallel.share_kv_heads(model.num_kv_heads).length, model.head_dim, model.scale, LENGTH, torch.float32, CPU,
+            model.windows,
         )  # fmt: skip
         backend, backend_options = REGISTRY.resolve("attention", PluginChoice("torch"), context)
         attention = backend.component.build(backend_options, context)
@@ -54,7 +55,7 @@ def logits(folder: Path, size: int, token_ids: torch.Tensor) -> list[torch.Tenso
     return on_ranks(size, work)
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", SPECS | OTHERS)
 def test_logits(name: str, oracle: Oracle) -> None:
     folder = oracle(name).folder
     token_ids = torch.randint(128, (LENGTH,), generator=torch.Generator().manual_seed(0))

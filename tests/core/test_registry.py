@@ -97,7 +97,7 @@ def test_class_based_plugin() -> None:
 
     registry = Registry.load(strict=True, extra=[entry_point(Plugin())])
     assert "theirs" in names(registry)
-    assert registry.config_packages[-1] == "tests.core"
+    assert registry.config_packages == {"tests.core": "their-package"}
 
 
 def misspelt() -> Any:

@@ -24,11 +24,6 @@ Measures the time of a decode step, of the first token of a prompt, or from the 
 """
 
 
-def main(argv: list[str]) -> int:
-    """Run the command with its arguments and return the exit code."""
-    return job.command("latency", LatencyConfig, INTRO, _measure).main(argv)
-
-
 def _measure(config: LatencyConfig, registry: Registry, rounds: Rounds, profile: Path | None) -> BenchReport:
     options = config.bench
     if options.workload == "start":
@@ -51,3 +46,7 @@ def _measure(config: LatencyConfig, registry: Registry, rounds: Rounds, profile:
             record = subject.prefill_trace
         events = record(requests[-1], rounds, options.profile_steps, profile) if profile else []
         return BenchReport.of(subject, results, events)
+
+
+COMMAND = job.command("latency", LatencyConfig, INTRO, _measure)
+main = COMMAND.main

@@ -28,6 +28,7 @@ later ones (TPOT), and for its end (E2E).
 
   nanoflow bench serving bench.rate=20 bench.output=serving.json
   nanoflow bench serving bench.workload=file prompts_file=in.jsonl bench.rate=2
+  nanoflow bench serving bench.step_ms=2      in virtual time: what the scheduler decides, whatever the machine
   nanoflow bench serving -m scheduler=fcfs,priority,sjf,lpm block_manager=plain,prefix,radix    a table of them all
 """
 
@@ -38,7 +39,7 @@ class ServingReport:
 
     Attributes:
         made_of: checkpoint, the plugin of each role, device and dtype.
-        seconds: from the first arrival's clock zero to the last end.
+        seconds: from the start to the last end, on the clock of `bench.step_ms`.
         served: each request, in the order of arrival.
         hit_rate: tokens found in the prefix cache of those looked up, in percent.
     """
@@ -124,11 +125,6 @@ class ServingReport:
         )
 
 
-def main(argv: list[str]) -> int:
-    """Run the command with its arguments and return the exit code."""
-    return HydraCommand("bench serving", "serving", ServingConfig, INTRO, _once, _job).main(argv)
-
-
 def _once(config: ServingConfig, registry: Registry) -> None:
     _job(config, registry, Path()).show()
 
@@ -150,9 +146,14 @@ def _job(config: ServingConfig, registry: Registry, folder: Path) -> ServingRepo
             arrivals = serving.poisson(encoded, given[1], options.rate, options.seed)
         llm.generate([[1, 2, 3]], config.sampling, use_tqdm=False)  # what is compiled or allocated at first use
         queried, hits = llm.stats.num_queried_tokens, llm.stats.num_hit_tokens
-        seconds, served = serving.serve(llm.engine, arrivals)
+        clock = serving.Clock(options.step_ms / 1000 if options.step_ms else None)
+        served = serving.serve(llm.engine, arrivals, clock)
         queried, hits = llm.stats.num_queried_tokens - queried, llm.stats.num_hit_tokens - hits
-        report = ServingReport(llm.describe(), seconds, served, 100 * hits / queried if queried else 0.0)
+        report = ServingReport(llm.describe(), clock.now, served, 100 * hits / queried if queried else 0.0)
     if output:
         write_record(output, report.record())
     return report
+
+
+COMMAND = HydraCommand("bench serving", "serving", ServingConfig, INTRO, _once, _job)
+main = COMMAND.main

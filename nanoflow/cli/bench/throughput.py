@@ -26,11 +26,6 @@ Measures the output tokens a second of many requests at once.
 """
 
 
-def main(argv: list[str]) -> int:
-    """Run the command with its arguments and return the exit code."""
-    return job.command("throughput", ThroughputConfig, INTRO, _measure).main(argv)
-
-
 def _measure(config: ThroughputConfig, registry: Registry, rounds: Rounds, profile: Path | None) -> BenchReport:
     requests = _requests(config)
     from nanoflow.bench.subject import Subject  # takes seconds: what can be checked without it has been by now
@@ -52,3 +47,7 @@ def _requests(config: ThroughputConfig) -> tuple[list, list] | None:
     if (config.bench.workload == "file") != (config.prompts_file is not None):
         raise ConfigError("bench.workload=file and prompts_file=FILE need each other; set both or none.")
     return prompts.read_file(config.prompts_file, config.sampling) if config.prompts_file is not None else None
+
+
+COMMAND = job.command("throughput", ThroughputConfig, INTRO, _measure)
+main = COMMAND.main

@@ -1,0 +1,62 @@
+"""Writes a package for a new plugin, from the files in `nanoflow/templates`."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nanoflow import __version__
+from nanoflow.core.errors import ConfigError
+from nanoflow.core.registry import AUTO, Registry
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+NAME = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
+ENDING = ".tmpl"  # of templates, so that nothing takes them for code
+
+
+def write(name: str, role: str, parent: Path) -> Path:
+    """Write a package with a plugin `name` for `role` into a new folder under `parent`, and return the folder.
+
+    Raises:
+        ConfigError: the name can't be a plugin's, or is taken, or the folder exists or can't be made.
+    """
+    module = "nanoflow_" + name.replace("-", "_")
+    if not NAME.fullmatch(name) or name == AUTO:
+        raise ConfigError(
+            f"{name!r} can't be the name of a plugin; write small letters, digits and dashes, such as 'my-{role}'."
+        )
+    if taken := next((entry for entry in Registry.load().entries(role) if entry.component.name == name), None):
+        raise ConfigError(f"There is a {taken} already; take another name.")
+    folder = parent / f"nanoflow-{name}"
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already; take another name, or remove it.")
+    values = {
+        "name": name, "role": role, "module": module, "version": __version__,
+        "Class": "".join(part.capitalize() for part in re.split("[_-]", name)),
+    }  # fmt: skip
+    templates = files("nanoflow") / "templates"
+    try:
+        for source in ("package", role):
+            _copy(templates / source, folder, values)
+    except OSError as error:
+        raise ConfigError(f"{folder} can't be written: {error.strerror}.") from error
+    return folder
+
+
+def _copy(source: Traversable, folder: Path, values: dict[str, str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for item in source.iterdir():
+        target = folder / _filled(item.name.removesuffix(ENDING), values)
+        if item.is_dir():
+            _copy(item, target, values)
+        else:
+            target.write_text(_filled(item.read_text(encoding="utf-8"), values), encoding="utf-8")
+
+
+def _filled(text: str, values: dict[str, str]) -> str:
+    """`text` with each `@key@` replaced by its value."""
+    return re.sub(r"@(\w+?)@", lambda match: values[match[1]], text)
