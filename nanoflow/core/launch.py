@@ -57,16 +57,18 @@ def _start_workers(config: Config, size: int) -> Leader:
 
     store = TCPStore(LOCALHOST, 0, size, is_master=True, wait_for_workers=False)
     links, processes = [], []
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     for _ in range(1, size):
         ours, theirs = socket.socketpair()
         with theirs:
             # Not by multiprocessing, which would run the caller's main module once more. In a session of its own, where
             # Ctrl-C doesn't reach it: rank 0 decides what becomes of it.
             command = [sys.executable, "-m", "nanoflow.core.worker", str(theirs.fileno())]
-            processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True))
+            fds = [theirs.fileno()]
+            processes.append(subprocess.Popen(command, pass_fds=fds, start_new_session=True, env=environment))
         links.append(Connection(ours.detach()))
     for rank, link in enumerate(links, 1):
-        link.send((sys.path, config, rank, size, store.port))
+        link.send((config, rank, size, store.port))
     return Leader(store, links, processes)
 
 
@@ -74,7 +76,7 @@ def join_leader(link: Connection) -> tuple[Config, Follower]:
     """The config and the part of a process that `form_team` started, from what comes first through its socket."""
     from torch.distributed import TCPStore
 
-    sys.path[:], config, rank, size, port = link.recv()
+    config, rank, size, port = link.recv()
     return config, Follower(ParallelContext(rank, size), TCPStore(LOCALHOST, port, size, is_master=False), link)
 
 

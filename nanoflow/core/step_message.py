@@ -45,11 +45,14 @@ class StepMessage:
 
     @classmethod
     def unpack(cls, message: bytes, *, pinned: bool) -> StepMessage:
-        """From `pack`'s bytes; the step's arrays are copied to memory of their own, pinned if a GPU shall copy them."""
+        """From `pack`'s bytes; the step's arrays are copied to memory of their own.
+
+        It is pinned where told to, for a GPU to copy it, unless the step is captured and goes into a mailbox first.
+        """
         num_tokens, num_seqs, settled, captured, drawn_by_all, num_decodes, scored, changes = np.frombuffer(
             message, np.int64, HEADER
         ).tolist()
-        step = StepBuffer(num_tokens, num_seqs, torch.device("cpu"), pinned=pinned)
+        step = StepBuffer(num_tokens, num_seqs, torch.device("cpu"), pinned=pinned and not captured)
         num_bytes = len(step.memory)
         step.memory.numpy()[:] = np.frombuffer(message, np.uint8, offset=len(message) - num_bytes)
         rest = np.frombuffer(message, np.int64, (len(message) - num_bytes) // 8)[HEADER:].copy()

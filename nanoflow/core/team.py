@@ -7,13 +7,14 @@ sockets, so the others notice it without a timeout, and none is left behind.
 
 from __future__ import annotations
 
+import select
 import signal
 import subprocess
 import threading
 import time
 import weakref
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, NoReturn
 
 from nanoflow.core.errors import NanoflowError
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 FAILED = b"!"  # begins a report; its time, a blank and the reason follow
 PATIENCE = 2.0  # seconds that reports may need to arrive, and a group to close
+HANG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)  # the other end is closed, whatever is still to be read
 LAST_SECONDS = 0.5  # that ranks have to end by themselves, who have nothing to lose
 
 
@@ -88,6 +90,7 @@ class Leader(Team):
     ) -> None:  # fmt: skip
         super().__init__(ParallelContext(0, 1 + len(links)), store, local_rank)
         self.links, self.processes = links, processes
+        self.lost = hang_ups(*links)
         self.failure: str | None = None
         self._end = weakref.finalize(self, _end, links, processes)  # at the latest when this process ends
 
@@ -118,12 +121,13 @@ class Leader(Team):
     def check(self) -> None:
         if self.failure is not None:
             raise NanoflowError(self.failure)
-        if any(link.poll() for link in self.links):  # between calls of `least` nothing comes but a report or the end
+        if self.lost.poll(0):
             self._fail({})
 
     def explain(self) -> None:
-        if wait(self.links, PATIENCE):
-            self.check()
+        if self.failure is None:
+            self.lost.poll(1000 * PATIENCE)
+        self.check()
 
     def close(self) -> None:
         if not self._end.alive:
@@ -146,7 +150,8 @@ class Leader(Team):
                 while link.poll():
                     reports[link] = link.recv_bytes()
             except (EOFError, OSError):
-                reports.setdefault(link, FAILED)  # ended before it could report: others may have failed after it
+                if not reports.get(link, b"").startswith(FAILED):
+                    reports[link] = FAILED  # ended before it could report: others may have failed after it
         causes = []
         for rank, link in enumerate(self.links, 1):
             if reports.get(link, b"").startswith(FAILED):
@@ -180,6 +185,7 @@ class Follower(Team):
     ) -> None:
         super().__init__(parallel, store, local_rank)
         self.link = link
+        self.lost = hang_ups(link)
 
     def least(self, number: int) -> int:
         self.link.send_bytes(b"%d" % number)
@@ -197,17 +203,27 @@ class Follower(Team):
             raise EOFError("rank 0 is gone") from error
 
     def check(self) -> None:
-        if self.link.poll():  # while this is asked rank 0 sends nothing
+        if self.lost.poll(0):
             raise EOFError("rank 0 is gone")
 
     def report(self, error: BaseException) -> bool:
-        """Tell rank 0 why this one ends; False if it is gone, which will be why."""
+        """Tell rank 0 why this one ends, and close the link; False if rank 0 is gone, which will be why."""
         reason = str(error) if isinstance(error, NanoflowError) else f"{type(error).__name__}: {error}"
         try:
             self.link.send_bytes(FAILED + f"{time.time()} {' '.join(reason.split())}".encode())
         except OSError:
             return False
+        finally:
+            self.link.close()
         return True
+
+
+def hang_ups(*links: Connection) -> select.poll:
+    """Polls for those links whose other ends are closed."""
+    poll = select.poll()
+    for link in links:
+        poll.register(link.fileno(), HANG_UP)
+    return poll
 
 
 def _end(links: list[Connection], processes: list[subprocess.Popen[bytes]]) -> None:

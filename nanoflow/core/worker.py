@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import sys
 import threading
 import time
@@ -11,20 +10,21 @@ import traceback
 from multiprocessing.connection import Connection
 
 from nanoflow.core.errors import NanoflowError
+from nanoflow.core.team import hang_ups
 
 GRACE = 0.2  # seconds to end in order
-HANG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)
 
 
 def main(fd: int) -> int:
     """Compute what rank 0 sends until it is gone; the exit code."""
-    threading.Thread(target=end_with_rank_0, args=(fd,), daemon=True).start()
+    link = Connection(fd)
+    threading.Thread(target=end_with_rank_0, args=(link,), daemon=True).start()
     from nanoflow.core.build import follow
     from nanoflow.core.launch import join_leader
     from nanoflow.core.registry import Registry
 
     try:
-        config, team = join_leader(Connection(fd))
+        config, team = join_leader(link)
     except EOFError:
         return 0  # it is gone already
     try:
@@ -37,15 +37,13 @@ def main(fd: int) -> int:
     return 0
 
 
-def end_with_rank_0(fd: int) -> None:
+def end_with_rank_0(link: Connection) -> None:
     """Wait until the other end of the socket is closed, then end this process, whatever it does.
 
     It may be waiting for a device that waits for a rank that is gone. What is still to be read from the socket does
     not matter then.
     """
-    closed = select.poll()
-    closed.register(fd, HANG_UP)
-    closed.poll()
+    hang_ups(link).poll()
     time.sleep(GRACE)
     os._exit(0)
 

@@ -193,7 +193,10 @@ def test_no_batch_is_too_large_for_the_channel(channel: tuple[Leader, list[Follo
 def test_the_least_number_of_all_ranks(channel: tuple[Leader, list[Follower]]) -> None:
     leader, followers = channel
     least: list[int] = []
+    leader.check()
     threads = [beside(lambda f=f, n=n: least.append(f.least(n))) for f, n in zip(followers, (7, 30), strict=True)]
+    time.sleep(0.1)
+    leader.check()  # theirs have come, which is no failure
     assert leader.least(20) == 7
     for thread in threads:
         thread.join(SOON)
@@ -247,8 +250,10 @@ def test_a_rank_that_hangs_ends_with_rank_0() -> None:
     """Even if there are messages that it has not read."""
     code = """
 import sys, threading, time
+from multiprocessing.connection import Connection
 from nanoflow.core.worker import end_with_rank_0
-threading.Thread(target=end_with_rank_0, args=(int(sys.argv[1]),), daemon=True).start()
+link = Connection(int(sys.argv[1]))
+threading.Thread(target=end_with_rank_0, args=(link,), daemon=True).start()
 print("ready", flush=True)
 time.sleep(100)
 """
@@ -304,7 +309,3 @@ def test_the_command_line() -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert "2 x cpu" in result.stdout + result.stderr
-    refused = subprocess.run([*command, "engine.tensor_parallel_size=3"], capture_output=True, text=True, timeout=120)
-    assert refused.returncode == 1
-    assert refused.stderr.count("\n") == 1
-    assert "tensor_parallel_size is 3" in refused.stderr
