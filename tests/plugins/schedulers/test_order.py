@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from statistics import median
 
 import pytest
 
@@ -127,10 +128,10 @@ def test_thousands_may_wait(name: str) -> None:
         made = scheduler(name, num_blocks=2000, max_num_seqs=16)
         for number in range(num_waiting):
             made.add(request(str(number), [number % 7] * 64 + [number] * 64, 4, priority=number % 3))
-        best = float("inf")
+        steps = []
         for _ in range(60):
             start = time.perf_counter()
             step(made)
-            best = min(best, time.perf_counter() - start)
-        seconds.append(best)
+            steps.append(time.perf_counter() - start)
+        seconds.append(median(steps))
     assert seconds[1] < 4 * seconds[0], seconds
