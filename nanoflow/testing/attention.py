@@ -212,7 +212,7 @@ class AttentionBackendSuite(Suite):
         """Captured for the longest contexts there can be, replayed with others in other blocks; the last rows are
         padding, and an eager step of another kind in between disturbs nothing."""
         c, rng, longest = context(*shape, dtype, DEVICE, windows=windows), np.random.default_rng(0), 1536
-        widest = Case.draw(rng, c.block_size, [longest] * num_seqs)
+        widest = Case.draw(rng, c.block_size, [longest] * num_seqs, spare=0)
         backend = self.build(c, widest.num_blocks)
         if not backend.capturable:
             pytest.skip("it is never captured")
