@@ -88,6 +88,7 @@ ENGINE_REFUSED: dict[str, list[Any]] = {
     "kv_cache_gib": [0, -1, NAN, INF, "1", True],
     "gpu_memory_utilization": [0, -0.1, 1.1, NAN, None, "0.9", True],
     "enforce_eager": [0, None, "true"],
+    "debug": [0, None, "true"],
     "tensor_parallel_size": [0, -1, 1.5, None, "2", True],
     "one_shot_kib": [-1, 1.5, None, "64", True],
     "graph_sizes": [[], [0], [1.5], 8, "8"],
