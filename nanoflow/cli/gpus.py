@@ -1,11 +1,11 @@
-"""Which GPU a job of a sweep uses, and that no two use the same one at a time."""
+"""Which GPUs a job of a sweep uses, and that no two use the same one at a time."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -25,10 +25,10 @@ def wanted(composed: DictConfig) -> bool:
 
 
 @contextmanager
-def one_of(composed: DictConfig, number: int, folder: Path) -> Iterator[None]:
-    """Let processes started meanwhile see one GPU only, once no other job of the sweep has it.
+def reserved(composed: DictConfig, number: int, folder: Path) -> Iterator[None]:
+    """Let processes started meanwhile see one GPU for each rank only, once no other job of the sweep has it.
 
-    Job n asks for the visible GPU n modulo their number first. A GPU that the config names (`cuda:1`), and what Slurm
+    Job n asks for the visible GPU n modulo their number first, times the ranks. A GPU that the config names (`cuda:1`), and what Slurm
     has assigned, stay as they are.
 
     Args:
@@ -40,10 +40,11 @@ def one_of(composed: DictConfig, number: int, folder: Path) -> Iterator[None]:
     if _device(composed) not in ("auto", "cuda") or "SLURM_JOB_ID" in os.environ or not devices:
         yield
         return
-    start = number % len(devices)
-    with _first_free(devices[start:] + devices[:start], folder) as device:
+    count = min(int(OmegaConf.select(composed, "engine.tensor_parallel_size", default=1)), len(devices))
+    start = number * count % len(devices)
+    with _first_free(devices[start:] + devices[:start], count, folder) as free:
         before = os.environ.get(VISIBLE)
-        os.environ[VISIBLE] = device
+        os.environ[VISIBLE] = ",".join(free)
         try:
             yield
         finally:
@@ -63,20 +64,35 @@ def visible() -> list[str]:
 
 
 @contextmanager
-def _first_free(devices: list[str], folder: Path) -> Iterator[str]:
-    """The first of the devices whose file nobody has locked; waits for one. A process that dies gives its own back."""
-    import fcntl
+def _first_free(devices: list[str], count: int, folder: Path) -> Iterator[list[str]]:
+    """The first of the devices whose files nobody has locked; waits until there are so many, and takes none before.
 
+    A process that dies gives its own back.
+    """
     while True:
-        for device in devices:
-            with (folder / f".gpu-{device}.lock").open("w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                yield device
+        with ExitStack() as locks:
+            free: list[str] = []
+            for device in devices:
+                if len(free) < count and _locked(folder / f".gpu-{device}.lock", locks):
+                    free.append(device)
+            if len(free) == count:
+                yield free
                 return
         time.sleep(POLL)
+
+
+def _locked(path: Path, locks: ExitStack) -> bool:
+    """Try to lock the file until `locks` is left."""
+    import fcntl
+
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    locks.enter_context(file)
+    return True
 
 
 def _device(composed: DictConfig) -> str:

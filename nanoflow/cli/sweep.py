@@ -39,7 +39,7 @@ def run(
     if not gpus.wanted(composed):
         _run(command, registry, composed, folder)
         return
-    with gpus.one_of(composed, number, folder.parent):
+    with gpus.reserved(composed, number, folder.parent):
         process = get_context("spawn").Process(target=_run_by_name, args=(command.module, composed, folder))
         process.start()
         process.join()

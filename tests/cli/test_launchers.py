@@ -19,8 +19,8 @@ from tests.cli.conftest import Cli
 SHORT = ("prompts=[HAMLET]", "sampling.max_tokens=2", "engine.device=cpu")
 
 
-def config(device: str = "auto") -> DictConfig:
-    return OmegaConf.create({"engine": {"device": device}})
+def config(device: str = "auto", ranks: int = 1) -> DictConfig:
+    return OmegaConf.create({"engine": {"device": device, "tensor_parallel_size": ranks}})
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def test_who_wants_a_gpu(monkeypatch: pytest.MonkeyPatch, device: str, there: bo
     assert gpus.wanted(config(device)) == expected
 
 
-def seen(number: int, folder: Path, device: str = "auto") -> str | None:
+def seen(number: int, folder: Path, device: str = "auto", ranks: int = 1) -> str | None:
     """What the processes of a job would see."""
-    with gpus.one_of(config(device), number, folder):
+    with gpus.reserved(config(device, ranks), number, folder):
         return os.environ.get(gpus.VISIBLE)
 
 
@@ -75,16 +75,22 @@ def test_all_gpus_are_visible_unless_told(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert gpus.VISIBLE not in os.environ
 
 
+def test_a_gpu_for_each_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(gpus.VISIBLE, "0,1,2,3")
+    assert [seen(number, tmp_path, ranks=2) for number in range(3)] == ["0,1", "2,3", "0,1"]
+    assert seen(0, tmp_path, ranks=8) == "0,1,2,3", "the engine says that these are too few"
+
+
 def test_no_two_jobs_have_the_same_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Job 2 would have GPU 0, which job 0 still has: it takes the other one; job 4 waits."""
+    """The second job finds the first GPU taken; the third wants both, and has none before it has both."""
     monkeypatch.setattr(gpus, "POLL", 0.01)
     devices = ["0", "1"]
-    with gpus._first_free(devices, tmp_path) as first, gpus._first_free(devices, tmp_path) as second:
-        assert (first, second) == ("0", "1")
+    with gpus._first_free(devices, 1, tmp_path) as first, gpus._first_free(devices, 1, tmp_path) as second:
+        assert (first, second) == (["0"], ["1"])
         got: list[Any] = []
 
         def wait() -> None:
-            with gpus._first_free(devices, tmp_path) as third:
+            with gpus._first_free(devices, 2, tmp_path) as third:
                 got.append(third)
 
         waiting = threading.Thread(target=wait)
@@ -92,7 +98,7 @@ def test_no_two_jobs_have_the_same_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path
         time.sleep(0.1)
         assert got == []
     waiting.join(5)
-    assert len(got) == 1
+    assert got == [devices]
 
 
 def test_a_job_in_a_process_of_its_own(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
