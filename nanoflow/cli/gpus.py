@@ -28,8 +28,8 @@ def wanted(composed: DictConfig) -> bool:
 def reserved(composed: DictConfig, number: int, folder: Path) -> Iterator[None]:
     """Let processes started meanwhile see one GPU for each rank only, once no other job of the sweep has it.
 
-    Job n asks for the visible GPU n modulo their number first, times the ranks. A GPU that the config names (`cuda:1`), and what Slurm
-    has assigned, stay as they are.
+    Job n asks for the visible GPU n modulo their number first, times the ranks. A GPU that the config names (`cuda:1`),
+    and what Slurm has assigned, stay as they are.
 
     Args:
         composed: the job's config.
