@@ -21,7 +21,7 @@ from nanoflow.core.interfaces import (
     ModelContext,
     SchedulerContext,
 )
-from nanoflow.core.launch import form_team, rank_device
+from nanoflow.core.launch import end_process, form_team, rank_device
 from nanoflow.core.registry import Registry
 from nanoflow.core.runner import ModelRunner
 from nanoflow.core.team import Follower, Leader, Team
@@ -55,17 +55,18 @@ class Plan:
 def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, str]]:
     """Build all parts of an engine, and start the other ranks that it needs.
 
+    If torchrun started this process as another rank than 0, it ends when rank 0 lets go of its engine.
+
     Returns:
         The engine, and what it is made of: checkpoint, a plugin name for each role, device and dtype.
 
     Raises:
         NanoflowError: an option, a checkpoint or a plugin that can't be used, in one sentence; or another rank failed.
-        SystemExit: torchrun started this process as another rank than 0, and rank 0 has let go of its engine.
     """
     team = form_team(config)
     if isinstance(team, Follower):
         follow(config, registry, team)
-        raise SystemExit(0)
+        end_process(0)
     try:
         return _build_engine(config, registry, team)
     except BaseException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,8 @@ class LLM:
 
     def _start(self, config: Config, registry: Registry) -> None:
         self._engine, self._description = build_engine(config, registry)
+        # At the latest before the interpreter ends, whose objects no other thread may touch then.
+        self._end = weakref.finalize(self, self._engine.close)
         self._inboxes: dict[str, tuple[Inbox, int]] = {}  # by request id, of calls that are going on
         self._closed = False
 
@@ -168,7 +171,7 @@ class LLM:
         """Let go of the model and the KV cache; the object can't generate any more. May be called twice."""
         if not self._closed:
             self._closed = True
-            self._engine.close()
+            self._end()
             del self._engine
 
     def __enter__(self) -> LLM:

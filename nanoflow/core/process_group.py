@@ -90,6 +90,7 @@ class ProcessGroup(Group):
 
     def close(self) -> None:
         self.backend.abort()
+        self.backend = None  # the end of its threads is waited for
 
 
 class OneShotGroup(ProcessGroup):

@@ -10,6 +10,7 @@ import traceback
 from multiprocessing.connection import Connection
 
 from nanoflow.core.errors import NanoflowError
+from nanoflow.core.launch import end_process, join_leader
 from nanoflow.core.team import hang_ups
 
 GRACE = 0.2  # seconds to end in order
@@ -20,7 +21,6 @@ def main(fd: int) -> int:
     link = Connection(fd)
     threading.Thread(target=end_with_rank_0, args=(link,), daemon=True).start()
     from nanoflow.core.build import follow
-    from nanoflow.core.launch import join_leader
     from nanoflow.core.registry import Registry
 
     try:
@@ -49,6 +49,4 @@ def end_with_rank_0(link: Connection) -> None:
 
 
 if __name__ == "__main__":
-    code = main(int(sys.argv[1]))
-    sys.stderr.flush()
-    os._exit(code)  # at once: what else there is may wait for ranks that are gone
+    end_process(main(int(sys.argv[1])))
