@@ -23,7 +23,9 @@ from nanoflow.core import checkpoint
 from nanoflow.core.config import SchedulerConfig
 from nanoflow.core.engine import Engine
 from nanoflow.core.interfaces import AttentionBackend, BlockManagerContext, ModelArch, NoOptions, SchedulerContext
+from nanoflow.core.parallel import ParallelContext
 from nanoflow.core.runner import ModelRunner
+from nanoflow.core.team import Team
 from nanoflow.plugins.block_managers.prefix import PrefixBlockManager
 from nanoflow.plugins.schedulers.fcfs import FCFSScheduler
 
@@ -142,11 +144,12 @@ def decode_steps(num_seqs: int, prompt_len: int, num_new: int) -> list[float]:
     config = SchedulerConfig(max_num_seqs=num_seqs, max_num_batched_tokens=max(8192, num_seqs))
     runner = ModelRunner(
         NullModel(), NullAttention(), device=torch.device("cpu"), block_size=size, max_num_seqs=num_seqs,
-        max_model_len=1024,
+        max_model_len=1024, padding_block=num_blocks, team=Team(ParallelContext(), None),
     )  # fmt: skip
     engine = Engine(
         runner=runner, scheduler=FCFSScheduler(config, SchedulerContext(blocks, 1024)), block_manager=blocks,
-        tokenizer=None, vocab_size=2**20, max_model_len=1024, eos_token_ids=frozenset(), seed=0, depth=0,
+        tokenizer=None, vocab_size=2**20, max_model_len=1024, eos_token_ids=frozenset(),
+        default_params=SamplingParams(), seed=0, depth=0,
     )  # fmt: skip
     tokens = np.random.default_rng(0).integers(2**20, size=(num_seqs, prompt_len)).tolist()
     for index, prompt in enumerate(tokens):

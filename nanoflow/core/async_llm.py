@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 import warnings
 from collections import deque
@@ -65,10 +64,6 @@ class AsyncLLM:
         self._numbers = count()
         self._engine: Engine | None = engine
         self._failure: BaseException | None = None
-        # Streams make many objects, so that full collections come often. Each would look at all of torch's and hold up
-        # everything for 0.2 seconds; what is there by now is left out of them until `close`.
-        gc.collect()
-        gc.freeze()
         self._thread = EngineThread(engine, self._post_outputs, self._post_end)
 
     def generate(
@@ -128,7 +123,6 @@ class AsyncLLM:
         """End all requests as `abort` does, and let go of the model and the KV cache. May be called twice."""
         self._engine = None
         await asyncio.to_thread(self._thread.stop)
-        gc.unfreeze()
         await asyncio.sleep(0)  # what the threads posted last
 
     async def __aenter__(self) -> AsyncLLM:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -237,6 +238,7 @@ class Engine:
     def close(self) -> None:
         """End the other ranks, if there are any. The engine can't run any more; may be called again."""
         self.runner.close()
+        gc.unfreeze()  # what `build_engine` froze
 
     def _take(self) -> list[Update]:
         """Append the oldest step's tokens to its sequences, and end those that are done."""

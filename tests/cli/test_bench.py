@@ -211,7 +211,8 @@ def test_an_unknown_subcommand(cli: Cli) -> None:
     outcome = cli("bench", "latencey")
     assert outcome.code == 2
     assert (
-        "There is no command 'bench latencey'; there are: throughput, latency. Did you mean 'latency'?" in outcome.error
+        "There is no command 'bench latencey'; there are: throughput, latency, serving. Did you mean 'latency'?"
+        in outcome.error
     )
 
 
