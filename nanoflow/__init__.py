@@ -20,6 +20,7 @@ _PUBLIC = {
     "RequestOutput": "nanoflow.core.types",
     "CompletionOutput": "nanoflow.core.types",
     "Logprob": "nanoflow.core.types",
+    "Score": "nanoflow.core.types",
     "Component": "nanoflow.core.interfaces",
     "hookimpl": "nanoflow.core.hookspecs",
     "NanoflowError": "nanoflow.core.errors",
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from nanoflow.core.hookspecs import hookimpl
     from nanoflow.core.interfaces import Component
     from nanoflow.core.llm import LLM
-    from nanoflow.core.types import CompletionOutput, Logprob, RequestOutput
+    from nanoflow.core.types import CompletionOutput, Logprob, RequestOutput, Score
 
 
 def __getattr__(name: str) -> Any:

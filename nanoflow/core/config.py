@@ -140,6 +140,7 @@ class SamplingParams:
         None, "log-probabilities of so many likeliest tokens beside each generated one; -1: all"
     )
     prompt_logprobs: int | None = option(None, "the same for the tokens of the prompt")
+    prompt_logprobs_start: int = option(0, "index of the first token of the prompt that prompt_logprobs is for")
     detokenize: bool = option(True, "false: token ids only, no text")
     skip_special_tokens: bool = option(True, "leave special tokens out of the text")
     truncate_prompt_tokens: int | None = option(
@@ -209,6 +210,8 @@ class SamplingParams:
             value = getattr(self, name)
             require(value is None or (is_int(value) and value >= -1), name, value,
                     "an integer >= 0, -1 for all tokens, or None for none")  # fmt: skip
+        start = self.prompt_logprobs_start
+        require(is_int(start) and start >= 0, "prompt_logprobs_start", start, "an integer >= 0")
         length = self.truncate_prompt_tokens
         require(length is None or (is_int(length) and (length >= 1 or length == -1)), "truncate_prompt_tokens", length,
                 "an integer >= 1, -1 for what fits, or None")  # fmt: skip

@@ -20,7 +20,8 @@ from nanoflow.core.errors import NanoflowError, RequestError
 from nanoflow.core.options import config_from_options
 from nanoflow.core.prompts import Message, Prompt, encode, encode_chats
 from nanoflow.core.registry import Registry
-from nanoflow.core.types import EngineStats, RequestOutput
+from nanoflow.core.scoring import Pair, pairs
+from nanoflow.core.types import EngineStats, RequestOutput, Score
 
 EncodedPrompt: TypeAlias = "tuple[str | None, list[int]]"
 Inbox: TypeAlias = deque[tuple[int, RequestOutput]]  # outputs, each with its prompt's place in the call
@@ -134,6 +135,37 @@ class LLM:
         """
         return self._run(encode_chats(self.engine.tokenizer, messages, **template), sampling_params, use_tqdm)
 
+    def score(
+        self,
+        prompts: Prompt | list[Prompt],
+        continuations: Prompt | list[Prompt],
+        use_tqdm: bool = True,
+    ) -> list[Score]:
+        """How likely given continuations of prompts are, batched like `generate`; nothing is sampled.
+
+        Tokens of a prompt that the prefix cache holds are not computed again, so that several continuations of one
+        prompt cost little more than one.
+
+        Args:
+            prompts: as in `generate`, each of at least one token.
+            continuations: texts or token ids, one for each prompt. The tokens of a text after a text are those that
+                the two together have after the prompt's.
+            use_tqdm: show a progress bar.
+
+        Returns:
+            A score for each pair, in their order.
+
+        Raises:
+            RequestError: a pair that can't be served, such as one with more tokens than `max_model_len`. All are
+                checked first.
+        """
+        found = pairs(self.engine.tokenizer, _listed(prompts, "prompts"), _listed(continuations, "continuations"))
+        for index, pair in enumerate(found):
+            with _naming_prompt(index, len(found)):
+                pair.check(self.engine.max_model_len)
+        outputs = self._run([(None, pair.prompt) for pair in found], [pair.params for pair in found], use_tqdm)
+        return list(map(Pair.score, found, outputs))
+
     def encode(self, prompt: Prompt, index: int = 0) -> tuple[str | None, list[int]]:
         """A prompt's text, if it has one, and its token ids.
 
@@ -181,10 +213,7 @@ class LLM:
         self.close()
 
     def _encoded(self, prompts: Any) -> list[EncodedPrompt]:
-        prompts = [prompts] if _is_single(prompts) else prompts
-        if not isinstance(prompts, list | tuple):
-            raise RequestError(f"prompts must be a text, token ids, or a list of these, got {type(prompts).__name__}.")
-        return [self.encode(prompt, index) for index, prompt in enumerate(prompts)]
+        return [self.encode(prompt, index) for index, prompt in enumerate(_listed(prompts, "prompts"))]
 
     def _checked(
         self, prompts: list[EncodedPrompt], sampling_params: SamplingParams | list[SamplingParams] | None
@@ -283,6 +312,14 @@ class Progress:
 
     def __exit__(self, *exception: object) -> None:
         self.bar.close()
+
+
+def _listed(prompts: Any, name: str) -> list[Any] | tuple[Any, ...]:
+    """One prompt, or several, as several."""
+    prompts = [prompts] if _is_single(prompts) else prompts
+    if not isinstance(prompts, list | tuple):
+        raise RequestError(f"{name} must be a text, token ids, or a list of these, got {type(prompts).__name__}.")
+    return prompts
 
 
 def _is_single(prompts: Any) -> bool:

@@ -38,7 +38,7 @@ class TopLogprobs:
         spans: which tokens these are.
         ids_LK: int64; the token itself, then the likeliest ones, best first: as many as any span wants.
         logprobs_LK: float32; theirs.
-        ranks_L: int64; how many tokens are at least as likely as the token itself, with itself.
+        ranks_L: int64; as `Logprob.rank`, of the token itself.
     """
 
     spans: list[Span]
@@ -62,7 +62,7 @@ class TopLogprobs:
             text = decode if span.sequence.params.detokenize else _no_text
             yield span.sequence, span.position, [
                 {  # the first is the token itself, which may be a candidate too
-                    token_id: Logprob(logprob, candidate or rank, text(token_id))
+                    token_id: Logprob(logprob, rank if token_id == ids[0] else candidate, text(token_id))
                     for candidate, (token_id, logprob) in enumerate(zip(ids[:width], logprobs[:width], strict=True))
                 }
                 for ids, logprobs, rank in islice(rows, span.num_tokens)
@@ -83,13 +83,22 @@ def top_logprobs(
     parts = []
     for start in range(0, len(token_ids_L), ROWS):
         part = slice(start, start + ROWS)
-        logprobs_LV = logits_of(part).float().log_softmax(-1)
+        logits_LV = logits_of(part).float()
+        logprobs_LV = logits_LV.log_softmax(-1)
         ids_L1 = token_ids_L[part].unsqueeze(-1)
         own_L1 = logprobs_LV.gather(-1, ids_L1)
         best = logprobs_LV.topk(most)
-        ranks_L = (logprobs_LV >= own_L1).sum(-1)
-        parts.append((torch.cat((ids_L1, best.indices), 1), torch.cat((own_L1, best.values), 1), ranks_L))
+        parts.append((
+            torch.cat((ids_L1, best.indices), 1), torch.cat((own_L1, best.values), 1), _ranks(logits_LV, ids_L1)
+        ))  # fmt: skip
     return TopLogprobs(spans, *(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _ranks(logits_LV: torch.Tensor, ids_L1: torch.Tensor) -> torch.Tensor:
+    """`Logprob.rank` of each token, int64 [L]. Of logits, since some that differ have the same log-probability."""
+    own_L1 = logits_LV.gather(-1, ids_L1)
+    earlier_LV = torch.arange(logits_LV.shape[-1], device=ids_L1.device) <= ids_L1
+    return ((logits_LV > own_L1) | ((logits_LV == own_L1) & earlier_LV)).sum(-1)
 
 
 def num_candidates(wanted: int, vocab_size: int) -> int:

@@ -253,10 +253,11 @@ class ModelRunner:
             return []
         spans = []
         for sequence, start, count in zip(batch.sequences, batch.starts, batch.num_tokens, strict=True):
-            count = min(count, sequence.num_prompt_tokens - 1 - start)
-            if count > 0 and sequence.needs_prompt_logits:
+            first = max(start + 1, sequence.params.prompt_logprobs_start)
+            end = min(start + count + 1, sequence.num_prompt_tokens)
+            if first < end and sequence.needs_prompt_logits:
                 wanted = num_candidates(sequence.params.prompt_logprobs, self.model.vocab_size)
-                spans.append(Span(sequence, start + 1, count, wanted))
+                spans.append(Span(sequence, first, end - first, wanted))
         return spans
 
     def _prompt_logprobs(self, hidden_TD: torch.Tensor, spans: list[Span], scored_L: np.ndarray) -> TopLogprobs:
@@ -323,8 +324,9 @@ def _scored(spans: list[Span], batch: Batch, step: StepBuffer) -> np.ndarray:
     """Tokens of the step that come before those of the spans: their logits are wanted. int64 [L]"""
     if not spans:
         return np.empty(0, np.int64)
-    first = dict(zip(batch.sequences, step.arrays.query_start_S1.tolist(), strict=False))
-    return np.concatenate([first[span.sequence] + np.arange(span.num_tokens) for span in spans])
+    shifts = step.arrays.query_start_S1[:-1].astype(np.int64) - batch.starts  # from position to place in the step
+    shift = dict(zip(batch.sequences, shifts.tolist(), strict=False))
+    return np.concatenate([shift[s.sequence] + np.arange(s.position, s.position + s.num_tokens) - 1 for s in spans])
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -47,14 +47,14 @@ class Tokenizer:
         """The tokenizer's end-of-sequence id."""
         return self.hf.eos_token_id
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, special tokens added as the tokenizer does.
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt, special tokens added as the tokenizer does; or of what goes on with one, with none.
 
         Raises:
             RequestError: the text is not valid Unicode.
         """
         try:
-            return self.hf.encode(text)
+            return self.hf.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeError):
             raise RequestError(f"The prompt {text!r:.60} is not valid Unicode; leave out lone surrogates.") from None
 

@@ -25,7 +25,8 @@ class Logprob(NamedTuple):
 
     Attributes:
         logprob: natural logarithm of its probability by the model alone, before penalties, temperature and filters.
-        rank: how many tokens were at least as likely, itself included; 1 is the likeliest.
+        rank: its place among all tokens by likelihood, and by id where they are equally likely; 1 is what greedy
+            decoding takes.
         decoded_token: its text; None for requests without text.
     """
 
@@ -59,8 +60,8 @@ class Sequence:
         num_preemptions: how often it lost its blocks.
         row: its row in the runner's buffers, -1 for none; written by the runner alone.
         logprobs: for each known output token, log-probabilities by token id; empty unless the request asks for them.
-        prompt_logprobs: the same for the tokens of the prompt so far, the first of which has None; None unless asked
-            for.
+        prompt_logprobs: the same for the tokens of the prompt so far; the first has None, and so have those before
+            `prompt_logprobs_start`. None unless asked for.
         grammar: what its output must match, and how far it got; None for anything.
         finish_reason: None while unfinished, else `stop`, `length`, `abort` or `error`.
         stop_reason: the stop string or the stop token id that ended it, or what the error was; None for
@@ -103,7 +104,7 @@ class Sequence:
         self.logprobs: list[dict[int, Logprob]] = []
         self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         if params.prompt_logprobs is not None:
-            self.prompt_logprobs = [None]
+            self.prompt_logprobs = [None] * min(max(1, params.prompt_logprobs_start), self.num_prompt_tokens)
         self.grammar: Grammar | None = None
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
@@ -364,6 +365,26 @@ class CompletionOutput:
     stop_reason: str | int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How likely a continuation of a prompt is, by the model alone.
+
+    Attributes:
+        token_ids: the continuation's.
+        logprobs: natural logarithms of their probabilities, each given all tokens before it.
+        is_greedy: whether greedy decoding would have taken these very tokens.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float]
+    is_greedy: bool
+
+    @property
+    def total(self) -> float:
+        """The log-probability of the whole continuation."""
+        return sum(self.logprobs)
+
+
 @dataclass(slots=True)
 class RequestMetrics:
     """Times of one request in seconds on `time.perf_counter`'s clock, and what happened to it.
@@ -395,7 +416,7 @@ class RequestOutput:
         prompt: the prompt's text, None if it was given as token ids.
         prompt_token_ids: the prompt's token ids.
         prompt_logprobs: for each of them, log-probabilities by token id: its own and those of the likeliest; None for
-            the first, which nothing comes before. None unless asked for.
+            the first, which nothing comes before, and for those before `prompt_logprobs_start`. None unless asked for.
         outputs: its completions.
         finished: whether it ended.
         num_cached_tokens: prompt tokens found in the prefix cache.

@@ -63,7 +63,7 @@ def check_entries(entries: Any, token_ids: list[int], expected_LV: torch.Tensor,
     for entry, token_id, expected_V in zip(entries, token_ids, expected_LV, strict=True):
         best = expected_V.topk(VOCAB_SIZE if count < 0 else min(count, VOCAB_SIZE)).indices.tolist()
         assert list(entry) == list(dict.fromkeys([token_id, *best]))
-        ranks = (expected_V.unsqueeze(-1) <= expected_V).sum(-1)
+        ranks = (expected_V.unsqueeze(-1) <= expected_V).sum(-1)  # none are equally likely here
         for candidate, (logprob, rank, text) in entry.items():
             assert logprob == pytest.approx(expected_V[candidate].item(), abs=2e-4)
             assert rank == ranks[candidate]
@@ -127,6 +127,34 @@ def test_a_prompt_is_computed_whole_for_its_logprobs(oracle: Oracle) -> None:
         assert run(llm, [prompt], params)[0].num_cached_tokens == cached
 
 
+@pytest.mark.parametrize("options", [{}, {"max_num_batched_tokens": 7, "max_num_seqs": 3, "overlap": True}])
+def test_of_the_end_of_a_prompt(oracle: Oracle, options: dict[str, Any]) -> None:
+    """The tokens before it may come from the cache, and need no logits."""
+    reference, expected = oracle("plain"), Expected(oracle("plain"))
+    starts = [(0, 1, 5, len(prompt) // 2, len(prompt) - 1, 1000)[i % 6] for i, prompt in enumerate(reference.prompts)]
+    params = [greedy(3, prompt_logprobs=1, prompt_logprobs_start=start) for start in starts]
+    llm = start(reference, **options)
+    for warm in (False, True):
+        for output, first in zip(run(llm, reference.prompts, params), starts, strict=True):
+            prompt = output.prompt_token_ids
+            first = min(max(first, 1), len(prompt))
+            assert output.prompt_logprobs[:first] == [None] * first
+            wanted_LV = expected(prompt)[first - 1 :] if first < len(prompt) else ()
+            check_entries(output.prompt_logprobs[first:], prompt[first:], wanted_LV, 1)
+            assert not warm or output.num_cached_tokens == (first - 1) // 4 * 4
+
+
+def test_equally_likely_tokens_rank_by_their_ids() -> None:
+    """Even where only their log-probabilities are equal, after rounding, the likelier one is first."""
+    logits_LV = torch.tensor([[1.0, 3.0, 2.0, 3.0, 3.0], [1e-8, 2e-8, 0.0, 2e-8, 1e-8]])
+    for own, ranks in enumerate([[5, 3], [1, 1], [4, 5], [2, 2], [3, 4]]):
+        spans = [module.Span(Sequence("0", [0, 0, 0], greedy(), max_tokens=1), 1, 2, 1)]
+        found = module.top_logprobs(spans, lambda part: logits_LV[part], torch.tensor([own, own]))
+        assert found.ranks_L.tolist() == ranks
+        ((_, _, entries),) = found.read(lambda _: None)
+        assert [entry[own].rank for entry in entries] == ranks
+
+
 def test_what_the_cache_may_skip() -> None:
     """All but the last token; of a prompt that is being scored, what has been."""
     plain = Sequence("0", [1, 2, 3, 4], SamplingParams(), max_tokens=5)
@@ -142,6 +170,11 @@ def test_what_the_cache_may_skip() -> None:
     assert not scored.needs_prompt_logits
     scored.token_ids += [5, 6]
     assert scored.num_skippable_tokens == 5
+    for start, skippable in ((0, 0), (1, 0), (3, 2), (4, 3), (9, 3)):
+        partly = Sequence(
+            "0", [1, 2, 3, 4], SamplingParams(prompt_logprobs=1, prompt_logprobs_start=start), max_tokens=5
+        )
+        assert partly.num_skippable_tokens == skippable
 
 
 @pytest.mark.parametrize("detokenize", [True, False])
