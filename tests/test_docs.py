@@ -49,6 +49,13 @@ def test_serving(capsys: pytest.CaptureFixture[str]) -> None:
     assert "\n2 " in capsys.readouterr().out
 
 
+def test_evaluation(capsys: pytest.CaptureFixture[str]) -> None:
+    for example in python_blocks("docs/evaluation.md"):
+        exec(example, {})
+    likely, unlikely = (float(line.split()[0]) for line in capsys.readouterr().out.splitlines())
+    assert 0 > likely > unlikely
+
+
 def test_model_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its files make a plugin, whose tokens are those of transformers for the config that its test has."""
     model, plugin, suite = python_blocks("docs/models.md")

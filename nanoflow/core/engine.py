@@ -93,11 +93,10 @@ class Engine:
             raise RequestError(f"There is an unfinished request {request_id!r} already; ids must differ.")
         max_tokens = self.check_request(prompt_token_ids, params)
         prompt_token_ids = self._truncated(prompt_token_ids, params)
-        eos_token_ids = frozenset() if params.ignore_eos else self.eos_token_ids
         seed = params.seed
         if seed is None:
             seed = xxhash.xxh3_64_intdigest(f"{self.seed}/{self.num_requests}".encode())
-        bad_words = self.tokenizer.word_token_ids(params.bad_words) if self.tokenizer and params.bad_words else ()
+        bad_words, eos_token_ids = self._bad_words(params), self._eos_token_ids(params)
         sequences = [
             Sequence(
                 name,
@@ -139,16 +138,12 @@ class Engine:
         self._check_ids("", (min(prompt_token_ids), max(prompt_token_ids), *(params.stop_token_ids or ())))
         self._check_ids("logit_bias: ", params.logit_bias or ())
         self._check_ids("allowed_token_ids: ", params.allowed_token_ids or ())
-        allowed, stops = set(params.allowed_token_ids or ()), set(params.stop_token_ids or ())
-        if params.min_tokens and allowed and allowed <= stops | (set() if params.ignore_eos else self.eos_token_ids):
-            raise RequestError(
-                f"All of allowed_token_ids are stop tokens, which min_tokens ({params.min_tokens}) forbids at first; "
-                f"allow one more."
-            )
         if params.stop and self.tokenizer is None:
             raise RequestError("Stop strings need a tokenizer, and the checkpoint has none; use stop_token_ids.")
         if params.bad_words and self.tokenizer is None:
             raise RequestError("bad_words need a tokenizer, and the checkpoint has none; use logit_bias.")
+        if params.allowed_token_ids:
+            self._check_allowed(params)
         if params.structured_outputs is not None:
             self.grammars.check(params.structured_outputs)
         room = self.max_model_len - length
@@ -162,6 +157,26 @@ class Engine:
                 f"engine.num_kv_blocks."
             )
         return max_tokens
+
+    def _check_allowed(self, params: SamplingParams) -> None:
+        """Whether some of `allowed_token_ids` is left to begin with."""
+        left = set(params.allowed_token_ids or ()) - {word[0] for word in self._bad_words(params) if len(word) == 1}
+        if not left:
+            raise RequestError("bad_words forbid all of allowed_token_ids; allow one more.")
+        if params.min_tokens and not left - set(params.stop_token_ids or ()) - self._eos_token_ids(params):
+            what = "All that bad_words leave of" if params.bad_words else "All of"
+            raise RequestError(
+                f"{what} allowed_token_ids are stop tokens, which min_tokens ({params.min_tokens}) forbids at first; "
+                f"allow one more."
+            )
+
+    def _bad_words(self, params: SamplingParams) -> list[list[int]]:
+        """Token ids of what the output must not hold."""
+        return self.tokenizer.word_token_ids(params.bad_words) if self.tokenizer and params.bad_words else []
+
+    def _eos_token_ids(self, params: SamplingParams) -> frozenset[int]:
+        """Those that end the request."""
+        return frozenset() if params.ignore_eos else self.eos_token_ids
 
     def _truncated(self, prompt_token_ids: list[int], params: SamplingParams) -> list[int]:
         """The part of the prompt that `truncate_prompt_tokens` leaves."""

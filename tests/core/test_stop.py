@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanoflow import SamplingParams
+from nanoflow.core.errors import RequestError
 from nanoflow.core.text import OutputText
 from nanoflow.core.tokenizer import Tokenizer
 from nanoflow.core.types import CompletionOutput, Sequence
@@ -226,6 +228,26 @@ def test_bad_words(tmp_path: Path, word: str, overlap: bool) -> None:
     first = next(i for i, (a, b) in enumerate(zip(said, completion.token_ids, strict=True)) if a != b)
     assert word.strip() in hf.decode(said[: first + 1])
     assert completion.token_ids[first] == 1, "what the model says where it must not say what it wants"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "bad_words forbid all of allowed_token_ids; allow one more."),
+        ({"min_tokens": 2, "stop_token_ids": [1]}, "All that bad_words leave of allowed_token_ids are stop tokens"),
+    ],
+)
+def test_bad_words_leave_something_allowed(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    hf = byte_level()
+    allowed = [hf.encode(text)[0] for text in ("a", "b")]
+    llm = scripted_llm(tmp_path, allowed, hf)
+    params = greedy(4, bad_words=["a", "b"], allowed_token_ids=allowed + options.get("stop_token_ids", []), **options)
+    with pytest.raises(RequestError) as error:
+        llm.generate([[1]], params)
+    assert message in str(error.value)
+    for more in ({"bad_words": ["a", "ab"]}, {"allowed_token_ids": [*allowed, 7]}):  # one is left
+        output = llm.generate([[1]], replace(params, **more), use_tqdm=False)[0]
+        assert len(output["token_ids"]) >= options.get("min_tokens", 1)
 
 
 def test_bad_words_are_encoded_with_and_without_a_space() -> None:
