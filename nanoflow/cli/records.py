@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nanoflow.cli.prompts import PromptAndParams
+from nanoflow.core.config import SamplingParams
 from nanoflow.core.errors import ConfigError
 from nanoflow.core.types import CompletionOutput, RequestOutput
 
@@ -42,9 +43,9 @@ class RecordsFile:
                 for line in file:
                     pair = next(prompts, None)
                     if not line.endswith(b"\n"):
-                        self._require(pair is not None and _begins(line, pair[0]))
+                        self._require(pair is not None and _begins(line, *pair))
                         return chain([pair], prompts)
-                    self._require(pair is not None and _is_of(line, pair[0]))
+                    self._require(pair is not None and _is_of(line, *pair))
                     self.num_done += 1
                     self.size += len(line)
         return prompts
@@ -93,19 +94,35 @@ def _completion(completion: CompletionOutput) -> dict[str, Any]:
     }
 
 
-def _is_of(line: bytes, prompt: dict[str, Any]) -> bool:
+def _is_of(line: bytes, prompt: dict[str, Any], params: SamplingParams) -> bool:
     """Whether a line of the file is that of `prompt`."""
     try:
         record = json.loads(line)
     except ValueError:
         return False
-    return isinstance(record, dict) and all(record.get(key) == value for key, value in prompt.items())
+    if not isinstance(record, dict):
+        return False
+    shown = _shown(prompt, params, record.get("num_prompt_tokens"))
+    return all(record.get(key) == value for key, value in shown.items())
 
 
-def _begins(line: bytes, prompt: dict[str, Any]) -> bool:
+def _begins(line: bytes, prompt: dict[str, Any], params: SamplingParams) -> bool:
     """Whether the end of the file may be the beginning of the line of `prompt`."""
-    start = json.dumps({"prompt": None} | prompt, ensure_ascii=False).removesuffix("}").encode()
+    shown = _shown(prompt, params, None)
+    start = json.dumps({"prompt": None} | shown, ensure_ascii=False).removesuffix("}").encode()
     return line.startswith(start[: len(line)])
+
+
+def _shown(prompt: dict[str, Any], params: SamplingParams, length: int | None) -> dict[str, Any]:
+    """What a line shows of `prompt`, of its token ids those that truncation leaves.
+
+    Where the engine says how many these are, `length` is that number, and None leaves them out.
+    """
+    if "prompt_token_ids" not in prompt or params.truncate_prompt_tokens is None:
+        return prompt
+    if params.truncate_prompt_tokens > 0:
+        length = params.truncate_prompt_tokens
+    return {"prompt_token_ids": prompt["prompt_token_ids"][-length:]} if length else {}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import gc
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
 
 import xxhash
 
@@ -97,11 +98,13 @@ class Engine:
         if seed is None:
             seed = xxhash.xxh3_64_intdigest(f"{self.seed}/{self.num_requests}".encode())
         bad_words, eos_token_ids = self._bad_words(params), self._eos_token_ids(params)
+        # What is asked about the prompt, one of them tells for all.
+        others = params if params.prompt_logprobs is None else replace(params, prompt_logprobs=None)
         sequences = [
             Sequence(
                 name,
                 prompt_token_ids,
-                params,
+                others if index else params,
                 max_tokens=max_tokens,
                 stop_token_ids=eos_token_ids | frozenset(params.stop_token_ids or ()),
                 bad_words=bad_words,

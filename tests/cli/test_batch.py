@@ -117,6 +117,23 @@ def test_prompts_as_token_ids_are_known_again(cli: Cli) -> None:
         assert [(record["prompt"], len(record["token_ids"])) for record in read()] == [(None, 3), ("é", 1)]
 
 
+@pytest.mark.parametrize("length", ["2", "-1"])
+def test_truncated_prompts_are_known_again(cli: Cli, length: str) -> None:
+    prompts = [{"prompt_token_ids": [5 + i, 6, 7, 8]} for i in range(3)]
+    Path("in.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    arguments = ("prompts_file=in.jsonl", "output=out.jsonl", f"sampling.truncate_prompt_tokens={length}", *SHORT)
+    assert cli("run", *arguments, "engine.max_model_len=6").code == 0
+    whole, path = read(), Path("out.jsonl")
+    assert [len(record["prompt_token_ids"]) for record in whole] == [2 if length == "2" else 3] * 3
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][:60])
+    outcome = cli("run", *arguments, "engine.max_model_len=6")
+    assert (outcome.code, "1 prompts are done already" in outcome.err) == (0, True)
+    assert same(read()) == same(whole)
+    path.write_text(lines[0].replace("[", "[9, ", 1))
+    assert "its line 1 is not the completion of prompt 1" in cli("run", *arguments, "engine.max_model_len=6").error
+
+
 def test_a_prompt_that_cannot_be_served(cli: Cli) -> None:
     """Those before it are kept; once it is mended, the run goes on."""
     Path("in.jsonl").write_text('{"prompt": "a"}\n{"prompt": ""}\n{"prompt": "c"}\n')

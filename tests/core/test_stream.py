@@ -191,6 +191,17 @@ def test_only_what_streams_is_rendered(talker: LLM) -> None:
     assert engine.followed == set()
 
 
+def test_the_prompts_logprobs_are_computed_once(oracle: Oracle) -> None:
+    reference = oracle("plain")
+    prompt = next(p for p in reference.prompts if len(p) == 33)
+    with LLM(str(reference.folder), dtype="float32", num_kv_blocks=64, block_size=4) as llm:
+        (one,) = llm.generate([prompt], greedy(prompt_logprobs=1), use_tqdm=False)
+    with LLM(str(reference.folder), dtype="float32", num_kv_blocks=64, block_size=4) as llm:
+        (output,) = llm.generate([prompt], greedy(n=3, prompt_logprobs=1), use_tqdm=False)
+        assert llm.stats.num_hit_tokens == 2 * 32
+    assert output.prompt_logprobs == one.prompt_logprobs
+
+
 @pytest.mark.parametrize("manager", ["prefix", "plain"])
 @pytest.mark.parametrize("budget", [2048, 24])
 def test_completions_share_the_prompts_blocks(oracle: Oracle, manager: str, budget: int) -> None:

@@ -86,7 +86,10 @@ def test_sampling_is_that_of_one_rank(oracle: Oracle, pair: LLM) -> None:
     with start(oracle, size=1) as alone:
         expected = alone.generate(prompts, params, use_tqdm=False)
         outputs = pair.generate(prompts, params, use_tqdm=False)
+        scores = [llm.score(prompts, prompts[::-1], use_tqdm=False) for llm in (pair, alone)]
     assert tokens(outputs) == tokens(expected)
+    for score, other in zip(*scores, strict=True):
+        assert score.logprobs == pytest.approx(other.logprobs, abs=1e-4)
     for ours, theirs in ((outputs[4].prompt_logprobs, expected[4].prompt_logprobs),
                          (outputs[4].outputs[0].logprobs, expected[4].outputs[0].logprobs)):  # fmt: skip
         assert [entry and entry.keys() for entry in ours] == [entry and entry.keys() for entry in theirs]

@@ -166,3 +166,29 @@ def test_changed_logits_and_logprobs_in_graphs(oracle: Oracle, logprobs: int | N
                 for token_id, value in expected_entry.items():
                     assert entry[token_id].logprob == pytest.approx(value.logprob, abs=1e-3)
                     assert entry[token_id].decoded_token == value.decoded_token
+
+
+@pytest.mark.parametrize("enforce_eager", [False, True])
+def test_scores(oracle: Oracle, enforce_eager: bool) -> None:
+    """As on a CPU, of continuations of one token, which are scored in graphs, and of several; also from the cache."""
+    reference = oracle("bard")
+    contexts = [prompt for prompt in reference.prompts for _ in range(2)]
+    continuations = [output[:count] for output in reference.outputs for count in (1, 5)]
+    continuations += [[token_id ^ 1 for token_id in continuation] for continuation in continuations]
+    expected = start(oracle, "torch", dtype="float32", device="cpu").score(contexts * 2, continuations, use_tqdm=False)
+    assert {score.is_greedy for score in expected} == {True, False}
+    llm = start(oracle, "triton", dtype="float32", max_num_seqs=8, enforce_eager=enforce_eager)
+    for _ in range(2):
+        for score, other in zip(llm.score(contexts * 2, continuations, use_tqdm=False), expected, strict=True):
+            assert score.logprobs == pytest.approx(other.logprobs, abs=1e-3)
+            assert score.is_greedy == other.is_greedy
+
+
+@pytest.mark.parametrize("attention", ["triton", "flash"])
+def test_what_bfloat16_generates_is_greedy(oracle: Oracle, attention: str) -> None:
+    """Also where tokens are equally likely; but for the last bits of what was computed in a batch of other sizes."""
+    reference = oracle("bard")
+    llm = start(oracle, attention, dtype="bfloat16")
+    outputs = llm.generate(reference.prompts, SamplingParams(temperature=0.0, max_tokens=1), use_tqdm=False)
+    scores = llm.score(reference.prompts, [output["token_ids"] for output in outputs], use_tqdm=False)
+    assert sum(score.is_greedy for score in scores) >= 0.9 * len(scores)

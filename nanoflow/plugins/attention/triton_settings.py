@@ -55,11 +55,12 @@ class PrefillSettings:
 
 
 # By the most sequences that a row is for. Searched on an H100 in whole decode steps of Qwen3-0.6B (16-bit types,
-# head_dim 128, 2 query heads a KV head, blocks of 16). Few sequences are a matter of latency: programs of a warp or two
-# need few barriers, and one kernel is faster than two. From some 32 on bandwidth counts, and the projection's part of
-# the work, which takes registers, is better done by a kernel of its own.
+# head_dim 128, 2 query heads a KV head, blocks of 16). Few sequences are a matter of latency: a tile that a program of
+# one warp has loaded before the kernel before ended, no barriers, and one kernel instead of two. From some 32 on
+# bandwidth counts, and the projection's part of the work, which takes registers, is better done by a kernel of its own.
 DECODE = (
-    (2, DecodeSettings(block_n=32, num_warps=2, num_stages=1, waves=4, least=1, projects=True)),
+    (1, DecodeSettings(block_n=16, num_warps=1, num_stages=1, waves=16, least=1, projects=True)),
+    (8, DecodeSettings(block_n=16, num_warps=1, num_stages=1, waves=8, least=1, projects=True)),
     (24, DecodeSettings(block_n=16, num_warps=1, num_stages=3, waves=4, ahead=64, projects=True)),
     (10**9, DecodeSettings(block_n=64, num_warps=2, num_stages=2, waves=4, ahead=64)),
 )
