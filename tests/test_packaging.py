@@ -70,7 +70,7 @@ def test_the_metadata(wheel: Path) -> None:
     assert metadata["Version"] == nanoflow.__version__
     assert metadata["Requires-Python"] == "<3.14,>=3.10"
     assert set(metadata.get_all("Provides-Extra")) == {
-        "dev", "flash", "launchers", "plots", "structured", "test", "testing",
+        "dev", "eval", "flash", "launchers", "plots", "structured", "test", "testing",
     }  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_every_import_is_a_declared_dependency(wheel: Path) -> None:
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     declared = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in required}
     declared = {{"hydra_core": "hydra", "pyyaml": "yaml"}.get(name, name) for name in declared} | {"nanoflow"}
-    optional = {"flash_attn", "flashinfer", "llguidance", "matplotlib", "triton"}  # guarded
+    optional = {"flash_attn", "flashinfer", "llguidance", "lm_eval", "matplotlib", "triton"}  # guarded
     pattern = re.compile(r"^\s*(?:from|import) (\w+)", re.MULTILINE)
     for name in archive.namelist():
         if name.endswith(".py"):
