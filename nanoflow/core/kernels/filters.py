@@ -150,7 +150,7 @@ def _ordered(x, BITS: tl.constexpr):
 def _unordered(key, dtype: tl.constexpr, BITS: tl.constexpr):
     """The float that a key stands for, as float32."""
     if BITS == 16:
-        bits = tl.where(key >= 0x8000, key ^ 0x8000, ~key).to(tl.uint16).to(tl.int16, bitcast=True)
+        bits = tl.where(key >= 0x8000, key ^ 0x8000, key ^ 0xFFFF).to(tl.uint16).to(tl.int16, bitcast=True)
     else:
-        bits = tl.where(key >= 0x80000000, key ^ 0x80000000, ~key).to(tl.int32, bitcast=True)
+        bits = tl.where(key >= 0x80000000, key ^ 0x80000000, key ^ 0xFFFFFFFF).to(tl.int32, bitcast=True)
     return bits.to(dtype, bitcast=True).to(tl.float32)
