@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoflow.core.kernels.sampling import LOWEST_TEMPERATURE
+from nanoflow.core.kernels.sampling import LOWEST_TEMPERATURE, scaled
 
 
 def thresholds(
@@ -131,7 +131,7 @@ def _load(logits_ptr, start, size, LANES: tl.constexpr):
 @triton.jit
 def _weight(logits, peak, temperature):
     """Probability relative to the likeliest, so at most 1."""
-    return tl.exp((logits.to(tl.float32) - peak) * (1.0 / tl.maximum(temperature, LOWEST_TEMPERATURE)))
+    return tl.exp(scaled(logits.to(tl.float32) - peak, temperature))
 
 
 @triton.jit

@@ -76,7 +76,7 @@ def _best_of_chunk(
         if tl.max(score, 0) >= lowest if FILTERED else True:  # most blocks hold nothing that a filter keeps
             if temperature > 0:
                 kept = score >= lowest
-                score = tl.where(kept, _score(score, temperature) + _gumbel(candidate, key, FAST), float("-inf"))
+                score = tl.where(kept, scaled(score, temperature) + _gumbel(candidate, key, FAST), float("-inf"))
             better = score > best
             best, best_id = tl.where(better, score, best), tl.where(better, candidate, best_id)
     top = tl.max(best, 0)
@@ -133,6 +133,6 @@ def _mix(x):
 
 
 @triton.jit
-def _score(logits, temperature):
+def scaled(logits, temperature):
     """logits / temperature, up to the last bit, for a tenth of the work."""
     return logits.to(tl.float32) * (1.0 / tl.maximum(temperature, LOWEST_TEMPERATURE))
