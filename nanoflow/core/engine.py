@@ -256,7 +256,8 @@ class Engine:
     def close(self) -> None:
         """End the other ranks, if there are any. The engine can't run any more; may be called again."""
         self.runner.close()
-        gc.unfreeze()  # what `build_engine` froze
+        if self.runner.device.type == "cuda":
+            gc.unfreeze()  # what `build_engine` froze
 
     def _take(self) -> list[Update]:
         """Append the oldest step's tokens to its sequences, and end those that are done."""

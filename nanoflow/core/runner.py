@@ -283,7 +283,8 @@ class ModelRunner:
             params_2R = np.stack((self.sampler.temperature.astype(np.float64).view(np.int64), self.sampler.seed))
         self.params_changed = False
         changes = self.tables.take_changes(), params_2R
-        self._apply(*changes)
+        if self.device.type == "cuda":  # on a CPU the rows are the host's own memory
+            self._apply(*changes)
         return rows, any_new, changes
 
     def _apply(self, tables_2C: np.ndarray, params_2R: np.ndarray) -> None:
