@@ -23,7 +23,7 @@ def encode(tokenizer: Tokenizer | None, prompt: Prompt, index: int = 0) -> tuple
     if isinstance(text, str):
         return text, needed(tokenizer, "a prompt in words needs").encode(text)
     if not isinstance(token_ids, list | tuple) or not all(
-        isinstance(token_id, int) and not isinstance(token_id, bool) for token_id in token_ids
+        issubclass(kind, int) and kind is not bool for kind in set(map(type, token_ids))
     ):
         raise RequestError(f"Prompt {index} must be a text or a list of token ids, got {prompt!r:.60}.")
     return None, list(token_ids)
