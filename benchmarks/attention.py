@@ -174,6 +174,7 @@ def give_cache(backend: AttentionBackend, c: AttentionContext, num_layers: int, 
 def replay_seconds(work: Callable[[], object], repeats: int = 7) -> float:
     """Median time of `work` in a CUDA graph."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         work()
         torch.cuda.synchronize()

@@ -263,10 +263,11 @@ class Model:
         for layer, (qkv_proj, o_proj, gate_up, down) in enumerate(self.layers):
             qkv, residual = self.normed(x, residual, qkv_proj, False)
             projection = Projection(qkv, self.head_norm, self.head_norm, 1e-6, self.cos, self.sin, self.positions)
-            if whole:
-                q = self.attention.project_and_attend(layer, projection)
-            else:
-                q = norm_rotate_store(projection, self.positions, self.cache[0], self.cache[1])
+            q = self.attention.project_and_attend(layer, projection) if whole else None
+            if q is None:
+                cache = self.attention.cache(layer) if whole else self.cache
+                q = norm_rotate_store(projection, self.positions, cache[0], cache[1])
+                q = self.attention.attend(layer, q) if whole else q
             x = linear.linear(q.flatten(1), o_proj, may_split=True)
             x, residual = self.normed(x, residual, gate_up, True)
             x = linear.linear(x, down, may_split=True)
