@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoflow.core.kernels.launch import begin, overlap
+from nanoflow.core.kernels.launch import let_next_start, overlap, wait_for_previous
 from nanoflow.core.types import Projection
 
 
@@ -31,12 +31,12 @@ def norm_rotate_store(
     query_TNH = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv_TE.dtype, device=qkv_TE.device)
     if num_tokens == 0:
         return query_TNH
-    heads = 1 if num_tokens <= 32 else 4
+    heads, num_warps = (2, 1) if num_tokens <= 64 else (8, 4) if num_tokens <= 1024 else (32, 1)
     _norm_rotate_store[(num_tokens, triton.cdiv(all_heads, heads))](
         qkv_TE, p.q_weight_H, p.k_weight_H, p.cos_LH, p.sin_LH, p.positions_T, slots_T, query_TNH, key_BPKH, value_BPKH,
         p.eps, qkv_TE.stride(0), p.cos_LH.stride(0), *key_BPKH.stride()[:3], *value_BPKH.stride()[:3],
         N=num_heads, K=num_kv_heads, H=head_dim, P=block_size, Q_NORM=p.q_weight_H is not None,
-        K_NORM=p.k_weight_H is not None, HEADS=heads, HALF=triton.next_power_of_2(head_dim // 2), num_warps=1,
+        K_NORM=p.k_weight_H is not None, HEADS=heads, HALF=triton.next_power_of_2(head_dim // 2), num_warps=num_warps,
         **overlap(qkv_TE),
     )  # fmt: skip
     return query_TNH
@@ -55,37 +55,39 @@ def _norm_rotate_store(
     right = left + H // 2
     inside = left < H // 2
     is_query, is_key, is_value = head < N, (head >= N) & (head < N + K), (head >= N + K) & (head < N + 2 * K)
-    begin(PDL)
+    let_next_start(PDL)
+    # Ready since the start of the step.
+    slot = tl.load(slots_ptr + token).to(tl.int64)
+    table = tl.load(positions_ptr + token).to(tl.int64) * table_stride
+    cos_left = tl.load(cos_ptr + table + left, mask=inside, other=0.0)
+    cos_right = tl.load(cos_ptr + table + right, mask=inside, other=0.0)
+    sin_left = tl.load(sin_ptr + table + left, mask=inside, other=0.0)
+    sin_right = tl.load(sin_ptr + table + right, mask=inside, other=0.0)
+    weight_left, weight_right = tl.zeros((HEADS, HALF), tl.float32), tl.zeros((HEADS, HALF), tl.float32)
+    if Q_NORM:
+        weight_left = tl.where(is_query, tl.load(q_weight_ptr + left, mask=inside, other=0.0).to(tl.float32), 0.0)
+        weight_right = tl.where(is_query, tl.load(q_weight_ptr + right, mask=inside, other=0.0).to(tl.float32), 0.0)
+    if K_NORM:
+        key_left = tl.load(k_weight_ptr + left, mask=inside, other=0.0).to(tl.float32)
+        key_right = tl.load(k_weight_ptr + right, mask=inside, other=0.0).to(tl.float32)
+        weight_left = tl.where(is_key, key_left, weight_left)
+        weight_right = tl.where(is_key, key_right, weight_right)
+    wait_for_previous(PDL)
     row = qkv_ptr + token * qkv_stride + head * H
     exists = inside & (head < N + 2 * K)
     raw_left, raw_right = tl.load(row + left, mask=exists, other=0.0), tl.load(row + right, mask=exists, other=0.0)
     x, y = raw_left.to(tl.float32), raw_right.to(tl.float32)
     if Q_NORM or K_NORM:
         scale = tl.rsqrt((tl.sum(x * x, 1) + tl.sum(y * y, 1)) / H + eps)[:, None]
-        weight_left, weight_right = tl.zeros_like(x), tl.zeros_like(y)
-        if Q_NORM:
-            weight_left = tl.where(is_query, tl.load(q_weight_ptr + left, mask=inside, other=0.0).to(tl.float32), 0.0)
-            weight_right = tl.where(is_query, tl.load(q_weight_ptr + right, mask=inside, other=0.0).to(tl.float32), 0.0)
-        if K_NORM:
-            key_left = tl.load(k_weight_ptr + left, mask=inside, other=0.0).to(tl.float32)
-            key_right = tl.load(k_weight_ptr + right, mask=inside, other=0.0).to(tl.float32)
-            weight_left = tl.where(is_key, key_left, weight_left)
-            weight_right = tl.where(is_key, key_right, weight_right)
         has_norm = (is_query & Q_NORM) | (is_key & K_NORM)
         x = tl.where(has_norm, (x * scale * weight_left).to(raw_left.dtype).to(tl.float32), x)
         y = tl.where(has_norm, (y * scale * weight_right).to(raw_left.dtype).to(tl.float32), y)
-    table = tl.load(positions_ptr + token).to(tl.int64) * table_stride
-    cos_left = tl.load(cos_ptr + table + left, mask=inside, other=0.0)
-    cos_right = tl.load(cos_ptr + table + right, mask=inside, other=0.0)
-    sin_left = tl.load(sin_ptr + table + left, mask=inside, other=0.0)
-    sin_right = tl.load(sin_ptr + table + right, mask=inside, other=0.0)
     rotated_left = (x * cos_left + y * sin_left).to(raw_left.dtype)
     rotated_right = (y * cos_right + x * sin_right).to(raw_left.dtype)
 
     query = query_ptr + (token * N + head) * H
     tl.store(query + left, rotated_left, mask=inside & is_query)
     tl.store(query + right, rotated_right, mask=inside & is_query)
-    slot = tl.load(slots_ptr + token).to(tl.int64)
     if slot >= 0:
         key = key_ptr + slot // P * key_block + slot % P * key_place + (head - N) * key_head
         tl.store(key + left, rotated_left.to(key_ptr.dtype.element_ty), mask=inside & is_key)
