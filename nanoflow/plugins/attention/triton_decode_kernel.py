@@ -2,9 +2,11 @@
 
 The query heads of a KV head share one tile, so that keys and values are read once (FlashDecoding with packed GQA; Dao,
 Haziza, Massa and Sizov, 2023). The work is cut in the manner of Stream-K (Osama et al., 2023): the tiles of all
-sequences stand in one row, and each program takes an equal, contiguous share of it, whatever the sequences' lengths.
-A sequence that lies in several shares leaves a partial result in each; the program that is last to finish its part
-combines them, so there is no second kernel, and the order of the sum is always the same.
+sequences stand in one row, and each program takes a contiguous share of it, whatever the sequences' lengths. Shares are
+equal but for the last part of the row, which is cut into small ones: multiprocessors don't read equally fast, and those
+that are done with their large shares take these. A sequence that lies in several shares leaves a partial result in
+each; the program that is last to finish its part combines them, so there is no second kernel, and the order of the sum
+is always the same.
 """
 
 from __future__ import annotations
@@ -16,20 +18,22 @@ from nanoflow.core.kernels.launch import let_next_start, prefetch, wait_for_prev
 from nanoflow.plugins.attention.triton_tiles import HIDDEN, block_ids, tiles_before_window
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_shares"])
+@triton.jit(do_not_specialize=["num_seqs", "num_large", "num_small"])
 def share_kernel(
-    query_start_ptr, context_lens_ptr, ends_ptr, shares_ptr, num_seqs, num_shares,
-    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_W: tl.constexpr, LEAST: tl.constexpr, SKIP: tl.constexpr,
-    WINDOW: tl.constexpr,
+    query_start_ptr, context_lens_ptr, ends_ptr, shares_ptr, num_seqs, num_large, num_small,
+    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_W: tl.constexpr, LEAST: tl.constexpr, REST: tl.constexpr,
+    SKIP: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Cut the row of tiles into equal shares.
+    """Cut the row of tiles into shares: `num_large` of equal size, and `num_small` of the last 1 / `REST` of the row.
 
-    Writes `ends` [S + 1], the place in the row after each sequence's last tile, and the size of a share; and `shares`
-    [W, 4]: the sequence in which a share begins, the places of its first tile and after its last one, and the length
-    of its context without the last `SKIP` tokens. Every decoding sequence has at least one tile, so that its output is
-    written, and the others, which come after them, have none. Tiles before the window count for nothing.
+    Writes `ends` [S + 3], the place in the row after each sequence's last tile, then the place where small shares
+    begin, and how many shares there are of either kind, fewer where there are too few tiles; and `shares` [W, 6]: the
+    sequence in which a share begins, the places of its first tile and after its last one, the length of its context
+    without the last `SKIP` tokens, and the places of the share's own first tile and after its last one. Every decoding
+    sequence has at least one tile, so that its output is written, and the others, which come after them, have none.
+    Tiles before the window count for nothing.
 
-    With `LEAST` a share has at least that many tiles, and never those of two sequences.
+    With `LEAST` a share has at least that many tiles, and never those of two sequences, and none is small.
     """
     seqs = tl.arange(0, BLOCK_S)
     valid = seqs < num_seqs
@@ -40,42 +44,87 @@ def share_kernel(
     before = tiles_before_window(lens + SKIP, WINDOW, BLOCK_N)
     tiles = tl.where(valid, tl.maximum(tl.cdiv(lens, BLOCK_N) - before, 1), 0)
     if LEAST > 0:
-        share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), num_shares - num_seqs), LEAST)
+        share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), num_large - num_seqs), LEAST)
         tiles = tl.cdiv(tiles, share) * share
+        total = tl.sum(tiles, 0)
+        most, large, small = total, total // share, 0
     else:
-        share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), num_shares), 1)
+        total = tl.sum(tiles, 0)
+        most = total if REST == 0 else total - total // REST
+        large, small = tl.minimum(num_large, most), tl.minimum(num_small, total - most)
     ends = tl.cumsum(tiles, 0)
     shares = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
-    before = (ends[None, :] <= (shares * share)[:, None]) & (seqs < num_seqs)[None, :]
+    place = share_start(shares, total, most, large, small)
+    before = (ends[None, :] <= place[:, None]) & (seqs < num_seqs)[None, :]
     first = tl.sum(before.to(tl.int32), 1)
     is_first = seqs[None, :] == first[:, None]
-    there = shares < num_shares
-    tl.store(shares_ptr + shares * 4, first, mask=there)
-    tl.store(shares_ptr + shares * 4 + 1, tl.max(tl.where(before, ends[None, :], 0), 1), mask=there)
-    tl.store(shares_ptr + shares * 4 + 2, tl.sum(tl.where(is_first, ends[None, :], 0), 1), mask=there)
-    tl.store(shares_ptr + shares * 4 + 3, tl.sum(tl.where(is_first, lens[None, :], 0), 1), mask=there)
+    there = shares < num_large + num_small
+    tl.store(shares_ptr + shares * 6, first, mask=there)
+    tl.store(shares_ptr + shares * 6 + 1, tl.max(tl.where(before, ends[None, :], 0), 1), mask=there)
+    tl.store(shares_ptr + shares * 6 + 2, tl.sum(tl.where(is_first, ends[None, :], 0), 1), mask=there)
+    tl.store(shares_ptr + shares * 6 + 3, tl.sum(tl.where(is_first, lens[None, :], 0), 1), mask=there)
+    tl.store(shares_ptr + shares * 6 + 4, place, mask=there)
+    tl.store(shares_ptr + shares * 6 + 5, share_start(shares + 1, total, most, large, small), mask=there)
     if tl.program_id(0) == 0:
         tl.store(ends_ptr + seqs, ends, mask=seqs < num_seqs)
-        tl.store(ends_ptr + num_seqs, share)
+        tl.store(ends_ptr + num_seqs, most)
+        tl.store(ends_ptr + num_seqs + 1, large)
+        tl.store(ends_ptr + num_seqs + 2, small)
 
 
 @triton.jit
-def normed_and_rotated(
-    x_ptr, norm_ptr, cos_ptr, sin_ptr, rows_mask, eps, H: tl.constexpr, BLOCK_H: tl.constexpr, NORM: tl.constexpr
-):
-    """Heads that lie at the pointers `x` [R, 1], normed and rotated, and rounded after each, as `core.layers` does."""
+def share_start(share, total, most, large, small):
+    """The place of a share's first tile: of so many large ones up to `most`, and so many small ones from there on."""
+    of_large = share.to(tl.int64) * most // tl.maximum(large, 1)
+    of_small = most + (share - large).to(tl.int64) * (total - most) // tl.maximum(small, 1)
+    return tl.minimum(tl.where(share < large, of_large, of_small), total).to(tl.int32)
+
+
+@triton.jit
+def share_of(tile, ends_ptr, num_seqs):
+    """The share that has the tile at this place."""
+    total, most = tl.load(ends_ptr + num_seqs - 1), tl.load(ends_ptr + num_seqs)
+    large, small = tl.load(ends_ptr + num_seqs + 1), tl.load(ends_ptr + num_seqs + 2)
+    of_large = ((tile + 1).to(tl.int64) * large - 1) // most
+    of_small = large + ((tile - most + 1).to(tl.int64) * small - 1) // tl.maximum(total - most, 1)
+    return tl.where(tile < most, of_large, of_small).to(tl.int32)
+
+
+@triton.jit
+def with_partner(ptr, mask, H: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Heads, or what their dims have, at the pointers `ptr` [R, 1]; and the same for the dims they rotate with."""
     dims = tl.arange(0, BLOCK_H)[None, :]
-    other = (dims + H // 2) % H  # the dim that it is rotated with
-    mask = rows_mask & (dims < H)
-    raw = tl.load(x_ptr + dims, mask=mask, other=0.0)
-    x, y = raw.to(tl.float32), tl.load(x_ptr + other, mask=mask, other=0.0).to(tl.float32)
+    mask = mask & (dims < H)
+    return tl.load(ptr + dims, mask=mask, other=0.0), tl.load(ptr + (dims + H // 2) % H, mask=mask, other=0.0)
+
+
+@triton.jit
+def norm_weight(ptr, H: tl.constexpr, BLOCK_H: tl.constexpr, NORM: tl.constexpr):
+    """The weight of a norm over heads [1, H], and of the dims they rotate with; 0 for none."""
+    one = tl.arange(0, 1)[:, None]
+    if NORM:
+        weight, partner = with_partner(ptr + one, one == 0, H, BLOCK_H)
+    else:
+        weight, partner = 0.0, 0.0
+    return weight, partner
+
+
+@triton.jit
+def rotation(cos_ptr, sin_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr):
+    """Cosines and sines [1, H] of one position."""
+    dims = tl.arange(0, BLOCK_H)[None, :]
+    return tl.load(cos_ptr + dims, mask=dims < H, other=0.0), tl.load(sin_ptr + dims, mask=dims < H, other=0.0)
+
+
+@triton.jit
+def normed_and_rotated(raw, partner, weight, partner_weight, cos, sin, eps, H: tl.constexpr, NORM: tl.constexpr):
+    """Heads [R, H], normed and rotated, and rounded after each, as `core.layers` does."""
+    x, y = raw.to(tl.float32), partner.to(tl.float32)
     if NORM:
         factor = tl.rsqrt(tl.sum(x * x, 1) / H + eps)[:, None]
-        x = (x * factor * tl.load(norm_ptr + dims, mask=dims < H, other=0.0).to(tl.float32)).to(raw.dtype)
-        y = (y * factor * tl.load(norm_ptr + other, mask=dims < H, other=0.0).to(tl.float32)).to(raw.dtype)
-    cos = tl.load(cos_ptr + dims, mask=dims < H, other=0.0)
-    sin = tl.load(sin_ptr + dims, mask=dims < H, other=0.0)
-    return (x.to(tl.float32) * cos + y.to(tl.float32) * sin).to(raw.dtype)
+        x = (x * factor * weight.to(tl.float32)).to(raw.dtype).to(tl.float32)
+        y = (y * factor * partner_weight.to(tl.float32)).to(raw.dtype).to(tl.float32)
+    return (x * cos + y * sin).to(raw.dtype)
 
 
 @triton.jit
@@ -146,19 +195,20 @@ def decode_kernel(
     `ALONE` says that no share has tiles of two sequences. Then, with `SKIP`, the first tile is loaded before the kernel
     before has ended: that one has nothing to do with what earlier steps stored.
 
+    Programs without work end at once; that the kernel before has ended is shown by those that have some.
+
     `WINDOW` is how many tokens, the new one included, a query sees; 0 for all.
     """
     let_next_start(PDL)
     head = tl.program_id(0)
     share_id = tl.program_id(1)
-    total = tl.load(ends_ptr + num_seqs - 1)
-    share = tl.load(ends_ptr + num_seqs)
-    seq = tl.load(shares_ptr + share_id * 4)
-    begin = tl.load(shares_ptr + share_id * 4 + 1)
-    end = tl.load(shares_ptr + share_id * 4 + 2)
-    length = tl.load(shares_ptr + share_id * 4 + 3)
-    tile = share_id * share
-    last_tile = tl.minimum(tile + share, total)
+    seq = tl.load(shares_ptr + share_id * 6)
+    begin = tl.load(shares_ptr + share_id * 6 + 1)
+    end = tl.load(shares_ptr + share_id * 6 + 2)
+    length = tl.load(shares_ptr + share_id * 6 + 3)
+    first_tile = tl.load(shares_ptr + share_id * 6 + 4)
+    last_tile = tl.load(shares_ptr + share_id * 6 + 5)
+    tile = first_tile
     key_ptr += head * stride_kk
     value_ptr += head * stride_vk
     if PDL and AHEAD > 0:  # noqa: SIM102 (the one is known to the compiler, the other is not)
@@ -169,7 +219,12 @@ def decode_kernel(
                 stride_kb, stride_kp, stride_vb, stride_vp, H, P, AHEAD,
             )  # fmt: skip
 
+    one = tl.arange(0, 1)[:, None]
+    if SKIP == 1:
+        q_weight, partner_q_weight = norm_weight(q_norm_ptr, H, BLOCK_H, Q_NORM)
+        k_weight, partner_k_weight = norm_weight(k_norm_ptr, H, BLOCK_H, K_NORM)
     if ALONE and SKIP == 1:
+        cos, sin = rotation(cos_ptr + length * stride_table, sin_ptr + length * stride_table, H, BLOCK_H)
         token = (tile - begin + tiles_before_window(length + SKIP, WINDOW, BLOCK_N)) * BLOCK_N
         there = tl.where(tile < last_tile, length, 0)
         table_ptr = tables_ptr + tl.minimum(seq, num_seqs - 1).to(tl.int64) * stride_t
@@ -183,7 +238,8 @@ def decode_kernel(
     dims = tl.arange(0, BLOCK_H)
     row_mask = (rows < R)[:, None] & (dims < H)[None, :]
     heads = head * R + rows
-    wait_for_previous(PDL)
+    if tile < last_tile:  # others make room for programs that have work
+        wait_for_previous(PDL)
 
     while tile < last_tile:
         stop = tl.minimum(end, last_tile)
@@ -198,27 +254,29 @@ def decode_kernel(
         if SKIP == 0:
             q = tl.load(query_row + heads[:, None] * stride_qn + dims[None, :], mask=row_mask, other=0.0)
         else:
-            cos_row, sin_row = cos_ptr + length * stride_table, sin_ptr + length * stride_table
-            few = tl.arange(0, REDUCE_R)
-            q = normed_and_rotated(
-                query_row + (head * R + few)[:, None] * H, q_norm_ptr, cos_row, sin_row, (few < R)[:, None], eps, H,
-                BLOCK_H, Q_NORM,
-            )  # fmt: skip
+            if not ALONE:
+                cos, sin = rotation(cos_ptr + length * stride_table, sin_ptr + length * stride_table, H, BLOCK_H)
+            few = tl.arange(0, REDUCE_R)[:, None]
+            # All that may be needed is asked for at once.
+            raw, partner = with_partner(query_row + (head * R + few) * H, few < R, H, BLOCK_H)
+            raw_key, partner_key = with_partner(query_row + (K * R + head) * H + one, one == 0, H, BLOCK_H)
+            value_row = query_row + (K * R + K + head) * H
+            new_value = tl.load(value_row + one + dims[None, :], mask=(dims < H)[None, :], other=0.0)
+            block = tl.load(table_ptr + length // P).to(tl.int64)
+            q = normed_and_rotated(raw, partner, q_weight, partner_q_weight, cos, sin, eps, H, Q_NORM)
             # Repeated, for a product wants 16 rows. Working on as many before would take too many registers.
             q = tl.broadcast_to(q[None, :, :], BLOCK_R // REDUCE_R, REDUCE_R, BLOCK_H).reshape(BLOCK_R, BLOCK_H)
             if stop == end:
-                one = tl.arange(0, 1)[:, None]
-                key_row, value_row = query_row + (K * R + head) * H + one, query_row + (K * R + K + head) * H + one
-                new_key = normed_and_rotated(key_row, k_norm_ptr, cos_row, sin_row, one == 0, eps, H, BLOCK_H, K_NORM)
-                new_value = tl.load(value_row + dims[None, :], mask=(dims < H)[None, :])
-                block = tl.load(table_ptr + length // P).to(tl.int64)
+                new_key = normed_and_rotated(
+                    raw_key, partner_key, k_weight, partner_k_weight, cos, sin, eps, H, K_NORM
+                )  # fmt: skip
                 place = block * stride_kb + length % P * stride_kp
                 tl.store(key_ptr + place + one + dims[None, :], new_key, mask=(dims < H)[None, :])
                 place = block * stride_vb + length % P * stride_vp
                 tl.store(value_ptr + place + one + dims[None, :], new_value, mask=(dims < H)[None, :])
                 peak = tl.sum(q.to(tl.float32) * new_key.to(tl.float32), 1) * scale
                 total_weight += 1.0
-                acc += tl.where(dims[None, :] < H, new_value, 0.0).to(tl.float32)
+                acc += new_value.to(tl.float32)
         before = tiles_before_window(length + SKIP, WINDOW, BLOCK_N)
         token = (tile - begin + before) * BLOCK_N
         last_token = tl.minimum((stop - begin + before) * BLOCK_N, tl.maximum(length, 1))
@@ -246,18 +304,19 @@ def decode_kernel(
                 acc.to(out_ptr.dtype.element_ty), mask=row_mask,
             )  # fmt: skip
         else:
-            part = (head * num_shares + share_id) * 2 + (tile != share_id * share).to(tl.int32)
+            part = (head * num_shares + share_id) * 2 + (tile != first_tile).to(tl.int32)
             tl.store(partial_ptr + (part * R + rows)[:, None] * H + dims[None, :], acc, mask=row_mask)
             tl.store(lse_ptr + part * R + rows, peak + tl.log2(total_weight), mask=rows < R)
-            first_share = begin // share
-            num_parts = (end - 1) // share - first_share + 1
+            first_share = share_of(begin, ends_ptr, num_seqs)
+            num_parts = share_of(end - 1, ends_ptr, num_seqs) - first_share + 1
             tl.debug_barrier()  # all threads have stored before one of them says so
             counter_ptr = arrived_ptr + head * num_shares + first_share
             if tl.atomic_add(counter_ptr, 1, sem="acq_rel") == num_parts - 1:
                 tl.store(counter_ptr, 0)
                 combine(
                     out_ptr + seq.to(tl.int64) * stride_os + head * R * stride_on, partial_ptr, lse_ptr,
-                    head * num_shares + first_share, num_parts, (begin % share != 0).to(tl.int32), stride_on,
+                    head * num_shares + first_share, num_parts,
+                    (begin != tl.load(shares_ptr + first_share * 6 + 4)).to(tl.int32), stride_on,
                     R, H, REDUCE_R, BLOCK_H, REDUCE_C,
                 )  # fmt: skip
         tile = stop
