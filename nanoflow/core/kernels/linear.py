@@ -107,13 +107,18 @@ def tile_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_
     Neighbours matter: a kernel that leaves no shared memory for the next one's programs keeps them from starting early.
     """
     is_head, is_large = num_outputs >= 2**16, num_outputs * size >= 2**24
+    if is_head and 64 < num_rows <= 128 and size <= 1024:
+        return Tile(128, rows=128, columns=64, splits=1, num_warps=8, num_stages=5)
     if num_rows > MOST_ROWS or (num_rows > 64 and is_large):
         return None
-    if num_rows > 128 and not may_split:
-        return Tile(128, rows=64, columns=64, splits=1, num_warps=8, num_stages=5)
+    if num_rows > 128:
+        if may_split:
+            return Tile(64, rows=64, columns=128, splits=2, num_warps=4, num_stages=4)
+        return Tile(128, rows=64, columns=64, splits=1, num_warps=8, num_stages=6)
     if num_rows > 64:
-        splits = (4 if num_rows <= 128 else 2) if may_split else 1
-        return Tile(64, rows=64, columns=128, splits=splits, num_warps=4, num_stages=4)
+        if may_split:
+            return Tile(64, rows=32, columns=128, splits=2, num_warps=4, num_stages=6, ahead=True)
+        return Tile(64, rows=64, columns=64 if gate else 128, splits=1, num_warps=4, num_stages=6)
     tokens = max(16, triton.next_power_of_2(num_rows))
     if is_head:
         if num_rows > 32:
@@ -128,7 +133,7 @@ def tile_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_
     if gate:
         return Tile(64, rows=32, columns=128, splits=1, num_warps=4, num_stages=6 if num_rows <= 16 else 4)
     if not may_split and num_rows <= 16:
-        return Tile(16, rows=32, columns=128, splits=1, num_warps=4, num_stages=4)
+        return Tile(16, rows=32, columns=128, splits=1, num_warps=4, num_stages=6)
     splits = max(1, triton.cdiv(128, triton.cdiv(num_outputs, 32))) if may_split else 1
     return Tile(64, rows=32, columns=128, splits=splits, num_warps=4, num_stages=6, ahead=may_split)
 
