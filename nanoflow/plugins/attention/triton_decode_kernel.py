@@ -24,14 +24,13 @@ def share_kernel(
     BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_W: tl.constexpr, LEAST: tl.constexpr, REST: tl.constexpr,
     SKIP: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Cut the row of tiles into shares: `num_large` of equal size, and `num_small` of the last 1 / `REST` of the row.
+    """Cut the row of tiles into equal shares, `num_large` at most, and the last 1 / `REST` of it into `num_small`.
 
     Writes `ends` [S + 3], the place in the row after each sequence's last tile, then the place where small shares
-    begin, and how many shares there are of either kind, fewer where there are too few tiles; and `shares` [W, 6]: the
-    sequence in which a share begins, the places of its first tile and after its last one, the length of its context
-    without the last `SKIP` tokens, and the places of the share's own first tile and after its last one. Every decoding
-    sequence has at least one tile, so that its output is written, and the others, which come after them, have none.
-    Tiles before the window count for nothing.
+    begin, and the sizes of either kind; and `shares` [W, 6]: the sequence in which a share begins, the places of its
+    first tile and after its last one, the length of its context without the last `SKIP` tokens, and the places of the
+    share's own first tile and after its last one. Every decoding sequence has at least one tile, so that its output is
+    written, and the others, which come after them, have none. Tiles before the window count for nothing.
 
     With `LEAST` a share has at least that many tiles, and never those of two sequences, and none is small.
     """
@@ -44,14 +43,16 @@ def share_kernel(
     before = tiles_before_window(lens + SKIP, WINDOW, BLOCK_N)
     tiles = tl.where(valid, tl.maximum(tl.cdiv(lens, BLOCK_N) - before, 1), 0)
     if LEAST > 0:
-        share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), num_large - num_seqs), LEAST)
-        tiles = tl.cdiv(tiles, share) * share
+        large = tl.maximum(tl.cdiv(tl.sum(tiles, 0), num_large - num_seqs), LEAST)
+        tiles = tl.cdiv(tiles, large) * large
         total = tl.sum(tiles, 0)
-        most, large, small = total, total // share, 0
+        most, small = total, 1
     else:
         total = tl.sum(tiles, 0)
-        most = total if REST == 0 else total - total // REST
-        large, small = tl.minimum(num_large, most), tl.minimum(num_small, total - most)
+        most = total - total // REST if REST > 0 else total
+        large = tl.maximum(tl.cdiv(most, num_large), 1)
+        most = tl.minimum(tl.cdiv(most, large) * large, total)
+        small = tl.maximum(tl.cdiv(total - most, tl.maximum(num_small, 1)), 1)
     ends = tl.cumsum(tiles, 0)
     shares = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
     place = share_start(shares, total, most, large, small)
@@ -74,20 +75,17 @@ def share_kernel(
 
 @triton.jit
 def share_start(share, total, most, large, small):
-    """The place of a share's first tile: of so many large ones up to `most`, and so many small ones from there on."""
-    of_large = share.to(tl.int64) * most // tl.maximum(large, 1)
-    of_small = most + (share - large).to(tl.int64) * (total - most) // tl.maximum(small, 1)
-    return tl.minimum(tl.where(share < large, of_large, of_small), total).to(tl.int32)
+    """The place of a share's first tile, where shares have so many tiles before and from the place `most` on."""
+    num_large = tl.cdiv(most, large)
+    return tl.minimum(tl.where(share < num_large, share * large, most + (share - num_large) * small), total)
 
 
 @triton.jit
 def share_of(tile, ends_ptr, num_seqs):
     """The share that has the tile at this place."""
-    total, most = tl.load(ends_ptr + num_seqs - 1), tl.load(ends_ptr + num_seqs)
-    large, small = tl.load(ends_ptr + num_seqs + 1), tl.load(ends_ptr + num_seqs + 2)
-    of_large = ((tile + 1).to(tl.int64) * large - 1) // most
-    of_small = large + ((tile - most + 1).to(tl.int64) * small - 1) // tl.maximum(total - most, 1)
-    return tl.where(tile < most, of_large, of_small).to(tl.int32)
+    most, large = tl.load(ends_ptr + num_seqs), tl.load(ends_ptr + num_seqs + 1)
+    small = tl.load(ends_ptr + num_seqs + 2)
+    return tl.where(tile < most, tile // large, tl.cdiv(most, large) + (tile - most) // small)
 
 
 @triton.jit
