@@ -1,6 +1,9 @@
 """One model on 1, 2, ... GPUs: decode steps and offline throughput with scaling efficiency, as a table in Markdown.
 
     python benchmarks/scaling.py --model qwen3-8b --sizes 1 2 --one-shot 0 512 --out results
+    python benchmarks/scaling.py --model qwen3-8b --sizes 1 --alone 2 4  # on one GPU
+
+The second measures one rank of 2, and one of 4, without the others: what is left to be gained if sums cost nothing.
 
 Random weights at real dimensions. Every engine is measured in a process of its own, which is ended after `--timeout`
 seconds, once all its ranks have written where they are. `scaling.json` and `scaling.md` are written after each, so that
@@ -18,6 +21,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ def main() -> None:
     parser.add_argument("--model", default="qwen3-8b", help="a bundled name, a folder or a Hub id")
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2], help="numbers of GPUs")
     parser.add_argument("--one-shot", nargs="+", type=int, default=[0], help="values of engine.one_shot_kib")
+    parser.add_argument("--alone", nargs="+", type=int, default=[], help="one rank of so many, on one GPU by itself")
     parser.add_argument("--workloads", nargs="+", default=["decode-1", "decode-64", "offline256"])
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--warmup", type=int, default=1)
@@ -46,21 +51,23 @@ def main() -> None:
     options = {key.rpartition(".")[2]: yaml.safe_load(value) for key, value in pairs}
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
-    for size in arguments.sizes:
+    for size, alone in [(size, False) for size in arguments.sizes] + [(size, True) for size in arguments.alone]:
         for one_shot in arguments.one_shot if size > 1 else [0]:
-            row = {"gpus": size, "one_shot_kib": one_shot}
-            engine = {"tensor_parallel_size": size, "one_shot_kib": one_shot, "load_format": "dummy"} | options
-            rows.append(row | in_a_process(arguments, engine))
+            row = {"gpus": size, "one_shot_kib": one_shot, "alone": alone}
+            engine = {"one_shot_kib": one_shot, "load_format": "dummy"} | options
+            rows.append(row | in_a_process(arguments, engine, size, alone))
             text = table(rows, arguments.workloads)
             (arguments.out / "scaling.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
             (arguments.out / "scaling.md").write_text(text + "\n", encoding="utf-8")
             print(text, flush=True)
 
 
-def in_a_process(arguments: argparse.Namespace, engine: dict[str, Any]) -> dict[str, Any]:
+def in_a_process(arguments: argparse.Namespace, engine: dict[str, Any], size: int, alone: bool) -> dict[str, Any]:
     """What `measure` found; its standard error goes to ours."""
     names = ("model", "repeats", "warmup", "timeout")
     command = [sys.executable, __file__, *(f"--{name}={getattr(arguments, name)}" for name in names)]
+    command += ["--alone", str(size)] if alone else []
+    engine = engine | {"tensor_parallel_size": 1 if alone else size}
     command += ["--measure", json.dumps(engine), "--workloads", *arguments.workloads]
     environment = {"NCCL_DEBUG": "WARN", "PYTHONFAULTHANDLER": "1"} | os.environ
     found: dict[str, Any] = {}
@@ -79,6 +86,7 @@ def in_a_process(arguments: argparse.Namespace, engine: dict[str, Any]) -> dict[
 
 def measure(arguments: argparse.Namespace, engine: dict[str, Any]) -> None:
     """Build one engine and run the workloads on it, each result a line of JSON."""
+    from one_of_many import one_of
     from targets import measure as result_of
 
     from nanoflow.bench.rounds import Rounds
@@ -92,7 +100,10 @@ def measure(arguments: argparse.Namespace, engine: dict[str, Any]) -> None:
     for_others.start()
     began = time.monotonic()
     registry = Registry.load()
-    with Subject(config_from_options(registry, arguments.model, engine), registry) as subject:
+    with ExitStack() as stack:
+        if arguments.alone:
+            stack.enter_context(one_of(*arguments.alone))
+        subject = stack.enter_context(Subject(config_from_options(registry, arguments.model, engine), registry))
         found = {"start_s": round(time.monotonic() - began, 1), "made_of": subject.llm.describe()}
         print(json.dumps(found), flush=True)
         for name in arguments.workloads:
@@ -117,9 +128,11 @@ def table(rows: list[dict[str, Any]], workloads: list[str]) -> str:
     head = ["GPUs", "sums", "start", *workloads]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        sums = "" if row["gpus"] == 1 else f"one-shot to {row['one_shot_kib']} KiB" if row["one_shot_kib"] else "NCCL"
+        sums = f"in norms to {row['one_shot_kib']} KiB" if row["one_shot_kib"] else "NCCL" if row["gpus"] > 1 else ""
+        sums = sums.replace("NCCL", "none") if row["alone"] else sums
         figures = [figure(rows[0], row, name) for name in workloads]
-        lines.append([str(row["gpus"]), sums, f"{row['start_s']} s" if "start_s" in row else "", *figures])
+        gpus = f"1 of {row['gpus']}" if row["alone"] else str(row["gpus"])
+        lines.append([gpus, sums, f"{row['start_s']} s" if "start_s" in row else "", *figures])
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     failures = [f"{row['gpus']} GPUs, one_shot_kib={row['one_shot_kib']}: {row['failure']}." for row in rows
                 if "failure" in row]  # fmt: skip

@@ -243,7 +243,7 @@ class EngineConfig:
     load_format: str = option("auto", "auto: the checkpoint's weights | dummy: random ones, config.json is enough")
     tensor_parallel_size: int = option(1, "ranks that share each layer, with a GPU each; on a CPU they are processes")
     one_shot_kib: int = option(
-        0, "KiB up to which GPUs of one host sum tensors in one exchange over symmetric memory; 0: always by NCCL"
+        0, "KiB up to which GPUs of one host make a layer's sum and the norm behind it in one kernel; 0: sums by NCCL"
     )
     enforce_eager: bool = option(False, "run steps kernel by kernel instead of as CUDA graphs")
     graph_sizes: list[int] | None = option(None, "batch sizes to capture decode steps for; null: up to max_num_seqs")

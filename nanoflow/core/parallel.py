@@ -70,8 +70,40 @@ class Group(ABC):
     def broadcast(self, x: torch.Tensor) -> None:
         """Overwrite `x` with that of rank 0."""
 
+    def sums_in_norm(self, num_rows: int, size: int, dtype: torch.dtype) -> bool:
+        """Whether a sum [num_rows, size] that a norm follows is best left to `sum_add_norm`. All ranks say the same."""
+        return False
+
+    def sum_add_norm(
+        self, x: torch.Tensor, residual_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The RMS norm of `residual_TD` + the sum of all ranks' `x`, and that sum, which may overwrite the residual.
+
+        Called only where `sums_in_norm` agrees. Results are rounded to the residual's dtype where separate steps would
+        do it: each rank's `x`, their sum, and the new residual.
+
+        Args:
+            x: [T, D]; or [C, T, D], C summands of it.
+            residual_TD: with the same bits on all ranks.
+            weight_D: the norm's factors.
+            eps: added to the mean square.
+        """
+        raise NotImplementedError
+
     def close(self) -> None:  # noqa: B027 (nothing to do by default)
         """Leave the group, at once and whatever is still under way."""
+
+
+class RankSummands(NamedTuple):
+    """A layer's result that ranks have yet to add up. `RMSNorm.add` takes it, with which the sum is made.
+
+    Attributes:
+        part: this rank's, as `Group.sum_add_norm` takes it.
+        group: of the ranks.
+    """
+
+    part: torch.Tensor
+    group: Group
 
 
 @dataclass(frozen=True)
@@ -122,6 +154,10 @@ class ParallelContext:
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """As `Group.all_gather`."""
         return x if self.group is None else self.group.all_gather(x)
+
+    def sums_in_norm(self, num_rows: int, size: int, dtype: torch.dtype) -> bool:
+        """As `Group.sums_in_norm`."""
+        return self.group is not None and self.group.sums_in_norm(num_rows, size, dtype)
 
     def broadcast(self, x: torch.Tensor) -> None:
         """As `Group.broadcast`."""

@@ -19,6 +19,7 @@ from nanoflow.core.errors import ConfigError
 from nanoflow.core.parallel import Group
 
 LONGEST = timedelta(minutes=10)  # that ranks may be apart, when one of them compiles kernels
+MOST_ROWS = 1024  # of a sum by `OneShotGroup`; a power of two
 
 
 def make_group(
@@ -94,17 +95,18 @@ class ProcessGroup(Group):
 
 
 class OneShotGroup(ProcessGroup):
-    """NCCL, but small sums in one step over NVLink: every rank reads what all others have, from their memory.
+    """NCCL, but small sums that a norm follows are made with it in one kernel, `kernels.ranks`.
 
-    That is PyTorch's symmetric memory (`torch.ops.symm_mem`), after the one-shot all-reduce of FasterTransformer and
-    TensorRT-LLM. Where latency counts, as in decode steps, one exchange may be faster than the several of a ring.
+    Every rank writes its part to the memory of the others, which is PyTorch's symmetric memory, and adds up what it
+    got: the one-shot all-reduce of FasterTransformer and TensorRT-LLM. Where latency counts, as in decode steps, one
+    exchange may be faster than the several of a ring.
 
     Args:
         backend, size: as in `ProcessGroup`.
         rank: this one.
         store: for these ranks and this purpose alone.
         device: this rank's GPU, on one host with the others.
-        most_bytes: of a tensor that is added up so; larger ones are left to NCCL.
+        most_bytes: of a sum that is made so; larger ones are left to NCCL.
     """
 
     def __init__(
@@ -114,28 +116,45 @@ class OneShotGroup(ProcessGroup):
         from torch._C import _distributed_c10d as c10d
         from torch.distributed import _symmetric_memory as symmetric
 
-        self.most_bytes = most_bytes
+        self.rank, self.most_bytes = rank, most_bytes
         self.name = store.get("name").decode() if rank else f"nanoflow-{os.getpid()}-{id(self)}"
         if rank == 0:
             store.set("name", self.name)
-        # The operators know groups by their names, in PyTorch's registry.
+        # Symmetric memory knows groups by their names, in PyTorch's registry.
         group = dist.ProcessGroup(dist.PrefixStore("group", store), rank, size)
         group._register_backend(device, dist.ProcessGroup.BackendType.NCCL, backend)
         group._set_group_name(self.name)
         c10d._register_process_group(self.name, group)
         self.unregister = partial(c10d._unregister_process_group, self.name)
         c10d._SymmetricMemory.set_group_info(self.name, rank, size, dist.PrefixStore("memory", store))
-        self.memory = symmetric.empty(most_bytes, dtype=torch.uint8, device=device)
-        self.handle = symmetric.rendezvous(self.memory, self.name)
+        self.inbox = symmetric.empty(2, size, most_bytes // 4, dtype=torch.int64, device=device).zero_()
+        torch.cuda.synchronize(device)  # before others get to know of it and write there
+        self.handle = symmetric.rendezvous(self.inbox, self.name)
+        offset = self.inbox.data_ptr() - self.handle.buffer_ptrs[rank]  # of the tensor in its allocation
+        addresses = [pointer + offset for pointer in self.handle.buffer_ptrs]
+        self.inboxes = torch.tensor(addresses, dtype=torch.int64, device=device)
+        self.calls = torch.zeros(MOST_ROWS, dtype=torch.int32, device=device)
+        self.left = torch.zeros(1, dtype=torch.int32, device=device)
+        self.yes = torch.ones(1, dtype=torch.int32, pin_memory=True)
+        self.aside = torch.cuda.Stream(device)
 
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        num_bytes = x.numel() * x.element_size()
-        if num_bytes > self.most_bytes or num_bytes % 16:
-            return super().all_reduce(x)
-        shared = self.memory[:num_bytes].view(x.dtype).view(x.shape)
-        return torch.ops.symm_mem.one_shot_all_reduce_copy(shared, x, "sum", self.name)
+    def sums_in_norm(self, num_rows: int, size: int, dtype: torch.dtype) -> bool:
+        fits = num_rows * size * dtype.itemsize <= self.most_bytes
+        return fits and 0 < num_rows <= MOST_ROWS and size * dtype.itemsize % 4 == 0
+
+    def sum_add_norm(
+        self, x: torch.Tensor, residual_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from nanoflow.core.kernels.ranks import sum_add_rms_norm
+
+        return sum_add_rms_norm(
+            x, residual_TD, weight_D, eps, self.inboxes, self.calls, self.left, self.rank, self.inbox.shape[-1]
+        )
 
     def close(self) -> None:
+        # Kernels may wait for a rank that is gone, and whoever frees memory for them. A copy can run beside them.
+        with torch.cuda.stream(self.aside):
+            self.left.copy_(self.yes, non_blocking=True)
         self.unregister()
         super().close()
 

@@ -242,6 +242,7 @@ class ModelArchSuite(Suite):
     def test_split_over_ranks(self, name: str, oracles: Oracles) -> None:
         """Each of two ranks, with a part of the parameters, has the logits of one with all.
 
+        So it is with sums made at once, and with sums left to the norms that follow.
         A model that can't be split raises `ConfigError` where `ModelContext.parallel` has more than one rank.
         """
         folder, prompts = oracles.checkpoint(name), oracles.reference(name).prompts
@@ -253,7 +254,7 @@ class ModelArchSuite(Suite):
 
         size, whole = run(ALONE)
         try:
-            ranks = on_ranks(2, run)
+            ranks = [*on_ranks(2, run), *on_ranks(2, run, in_norm=True)]
         except ConfigError as error:
             pytest.skip(str(error))
         for part_size, logits in ranks:

@@ -25,8 +25,8 @@ CPU = torch.device("cpu")
 LENGTH = 20  # one block, one prompt
 
 
-def logits(folder: Path, size: int, token_ids: torch.Tensor) -> list[torch.Tensor]:
-    """Of each token of one prompt, [T, V], on each rank."""
+def logits(folder: Path, size: int, token_ids: torch.Tensor, *, in_norm: bool = False) -> list[torch.Tensor]:
+    """Of each token of one prompt, [T, V], on each rank; `in_norm` as in `on_ranks`."""
     hf_config = checkpoint.read_config(folder)
     entry, options = REGISTRY.model_for(PluginChoice("auto"), hf_config["architectures"])
     positions = torch.arange(LENGTH)
@@ -52,14 +52,15 @@ def logits(folder: Path, size: int, token_ids: torch.Tensor) -> list[torch.Tenso
         attention.plan(inputs)
         return model.compute_logits(model.forward(token_ids, positions, attention))
 
-    return on_ranks(size, work)
+    return on_ranks(size, work, in_norm=in_norm)
 
 
+@pytest.mark.parametrize("in_norm", [False, True])
 @pytest.mark.parametrize("name", SPECS | OTHERS)
-def test_logits(name: str, oracle: Oracle) -> None:
+def test_logits(name: str, in_norm: bool, oracle: Oracle) -> None:
     folder = oracle(name).folder
     token_ids = torch.randint(128, (LENGTH,), generator=torch.Generator().manual_seed(0))
     (expected,) = logits(folder, 1, token_ids)
     for size in (2, 4):
-        for result in logits(folder, size, token_ids):
+        for result in logits(folder, size, token_ids, in_norm=in_norm):
             torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)

@@ -7,14 +7,19 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
 import torch
+from torch.distributed import TCPStore
+
+pytest.importorskip("triton")
 
 from nanoflow import LLM, SamplingParams
 from tests.core.checkpoints import Oracle
 from tests.core.running import check, engine_of, tokens
+from tests.gpu import sums
 
 SOON = 30  # seconds
 
@@ -28,6 +33,23 @@ def start(oracle: Oracle, size: int, **options: Any) -> LLM:
     defaults = {"device": "cuda", "dtype": "float32", "num_kv_blocks": 512, "block_size": 16, "max_model_len": 512,
                 "max_num_seqs": 8, "max_num_batched_tokens": 48}  # fmt: skip
     return LLM(str(oracle("bard").folder), tensor_parallel_size=size, **{**defaults, **options})
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_sums_fused_with_norms(size: int) -> None:
+    """Of all sorts of shapes, one after the other, also in a graph that is replayed."""
+    if size > torch.cuda.device_count():
+        pytest.skip(f"there are fewer than {size} GPUs")
+    store = TCPStore("127.0.0.1", 0, size, is_master=True, wait_for_workers=False)
+    processes = [get_context("spawn").Process(target=sums.work, args=(rank, size, store.port)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + 240  # each of them compiles a kernel for many shapes
+    for process in processes:
+        process.join(max(0, deadline - time.monotonic()))
+        process.kill()
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * size
 
 
 @pytest.mark.parametrize("overlap", [False, True])

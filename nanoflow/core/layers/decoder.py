@@ -21,7 +21,7 @@ from nanoflow.core.layers.embedding import Embedding
 from nanoflow.core.layers.linear import GatedLinear, QKVLinear, RowParallelLinear
 from nanoflow.core.layers.norm import RMSNorm
 from nanoflow.core.layers.rotary import RotaryEmbedding, Rotation
-from nanoflow.core.parallel import Shard
+from nanoflow.core.parallel import RankSummands, Shard
 
 
 class Attention(nn.Module):
@@ -48,9 +48,9 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(context, head_dim, config["rms_norm_eps"]) if qk_norm else None
 
     def forward(
-        self, norm: RMSNorm, x: torch.Tensor | None, residual: torch.Tensor, rotation: Rotation,
+        self, norm: RMSNorm, x: torch.Tensor | RankSummands | None, residual: torch.Tensor, rotation: Rotation,
         attention: AttentionBackend,
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor | RankSummands, torch.Tensor]:  # fmt: skip
         qkv, residual = self.qkv_proj.normed(norm, x, residual)
         out = attend(qkv, self.q_norm, self.k_norm, rotation, attention, self.layer)
         return self.o_proj.summands(out.flatten(-2)), residual
@@ -71,7 +71,9 @@ class FeedForward(nn.Module):
         self.gate_up_proj = GatedLinear(context, hidden, {"gate_proj": inner, "up_proj": inner}, bias)
         self.down_proj = RowParallelLinear(context, inner, {"down_proj": hidden}, bias)
 
-    def forward(self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, norm: RMSNorm, x: torch.Tensor | RankSummands, residual: torch.Tensor
+    ) -> tuple[torch.Tensor | RankSummands, torch.Tensor]:
         gated, residual = self.gate_up_proj.normed(norm, x, residual)
         return self.down_proj.summands(gated), residual
 
@@ -91,8 +93,9 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(context, hidden, eps)
 
     def forward(
-        self, x: torch.Tensor | None, residual: torch.Tensor, rotation: Rotation, attention: AttentionBackend
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, x: torch.Tensor | RankSummands | None, residual: torch.Tensor, rotation: Rotation,
+        attention: AttentionBackend,
+    ) -> tuple[torch.Tensor | RankSummands, torch.Tensor]:  # fmt: skip
         x, residual = self.self_attn(self.input_layernorm, x, residual, rotation, attention)
         return self.mlp(self.post_attention_layernorm, x, residual)
 

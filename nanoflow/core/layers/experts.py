@@ -13,7 +13,7 @@ from torch import nn
 from nanoflow.core.interfaces import ModelContext
 from nanoflow.core.layers.linear import Linear
 from nanoflow.core.layers.norm import RMSNorm
-from nanoflow.core.parallel import Shard
+from nanoflow.core.parallel import RankSummands, Shard
 
 
 class Experts(nn.Module):
@@ -50,7 +50,9 @@ class Experts(nn.Module):
         self.gate_up_X2FD = nn.Parameter(gate_up, requires_grad=False)
         self.down_XDF = nn.Parameter(down, requires_grad=False)
 
-    def forward(self, norm: RMSNorm, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, norm: RMSNorm, x: torch.Tensor | RankSummands, residual: torch.Tensor
+    ) -> tuple[torch.Tensor | RankSummands, torch.Tensor]:
         hidden_TD, residual = norm.add(x, residual)
         logits_TX = self.router(hidden_TD)
         if hidden_TD.is_cuda:
@@ -59,10 +61,14 @@ class Experts(nn.Module):
             out = experts.mix_experts(
                 hidden_TD, logits_TX, self.gate_up_X2FD, self.down_XDF, self.num_chosen, renormalize=self.renormalize
             )  # summands, which the next norm adds up
-            return out if self.parallel.size == 1 else self.parallel.all_reduce(out.sum(0)), residual
-        weights_TC, chosen_TC = route(logits_TX, self.num_chosen, renormalize=self.renormalize)
-        out = mix_experts(hidden_TD, weights_TC, chosen_TC, self.gate_up_X2FD, self.down_XDF)
-        return self.parallel.all_reduce(out), residual
+        else:
+            weights_TC, chosen_TC = route(logits_TX, self.num_chosen, renormalize=self.renormalize)
+            out = mix_experts(hidden_TD, weights_TC, chosen_TC, self.gate_up_X2FD, self.down_XDF)
+        if self.parallel.size == 1:
+            return out, residual
+        if self.parallel.sums_in_norm(*hidden_TD.shape, hidden_TD.dtype):
+            return RankSummands(out, self.parallel.group), residual
+        return self.parallel.all_reduce(out if out.dim() == 2 else out.sum(0)), residual
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         """The tensors of each expert apart, as checkpoints on the Hub have them."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from nanoflow.core.interfaces import ModelContext
 from nanoflow.core.layers.norm import RMSNorm
-from nanoflow.core.parallel import Shard, Share
+from nanoflow.core.parallel import RankSummands, Shard, Share
 
 
 class Linear(nn.Module):
@@ -44,8 +44,8 @@ class Linear(nn.Module):
             return linear(x_TD, self.weight, self.bias, gate=self.gate)
         return F.linear(x_TD, self.weight, self.bias)
 
-    def summands(self, x_TD: torch.Tensor) -> torch.Tensor:
-        """As `forward`, but on a GPU perhaps [C, T, D] float32 summands of the result, which `RMSNorm.add` takes."""
+    def summands(self, x_TD: torch.Tensor) -> torch.Tensor | RankSummands:
+        """As `forward`, or something that `RMSNorm.add` adds up to it: [C, T, D] in float32, or ranks' parts."""
         if x_TD.is_cuda:
             from nanoflow.core.kernels.linear import linear
 
@@ -53,10 +53,10 @@ class Linear(nn.Module):
         return self(x_TD)
 
     def normed(
-        self, norm: RMSNorm, x: torch.Tensor | None, residual_TD: torch.Tensor
+        self, norm: RMSNorm, x: torch.Tensor | RankSummands | None, residual_TD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """This layer's result for `norm.add(x, residual)`, and the next residual. Both arguments as there."""
-        if residual_TD.is_cuda:
+        if residual_TD.is_cuda and not isinstance(x, RankSummands):
             from nanoflow.core.kernels.linear import normed_linear
 
             fused = normed_linear(x, residual_TD, norm.weight, norm.eps, self.weight, self.bias, gate=self.gate)
@@ -147,8 +147,13 @@ class RowParallelLinear(Linear):
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
         return self.parallel.all_reduce(super().forward(x_TD))
 
-    def summands(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return super().summands(x_TD) if self.parallel.size == 1 else self(x_TD)
+    def summands(self, x_TD: torch.Tensor) -> torch.Tensor | RankSummands:
+        if self.parallel.size == 1:
+            return super().summands(x_TD)
+        if self.parallel.sums_in_norm(len(x_TD), len(self.weight), x_TD.dtype):
+            part = super().summands(x_TD) if x_TD.is_cuda else super().forward(x_TD)  # without `forward`'s sum
+            return RankSummands(part, self.parallel.group)
+        return self(x_TD)
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         return {prefix + name: None for name in self.biases} | super().weights(prefix)

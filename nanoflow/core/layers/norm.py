@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanoflow.core.interfaces import ModelContext
-from nanoflow.core.parallel import Shard
+from nanoflow.core.parallel import RankSummands, Shard
 
 
 class RMSNorm(nn.Module):
@@ -26,11 +26,15 @@ class RMSNorm(nn.Module):
             return add_rms_norm(None, x.reshape(-1, *self.size), self.weight, self.eps)[0].view(x.shape)
         return F.rms_norm(x, self.size, self.weight, self.eps)
 
-    def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def add(
+        self, x: torch.Tensor | RankSummands | None, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """The norm of `x + residual` [T, D], and that sum, which is the next residual and may overwrite this one.
 
         None stands for x = 0, and [C, T, D] for summands of x.
         """
+        if isinstance(x, RankSummands):
+            return x.group.sum_add_norm(x.part, residual, self.weight, self.eps)
         if residual.is_cuda:
             from nanoflow.core.kernels.norm import add_rms_norm
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from nanoflow.core.graphs import RowState, gather_rows
-from nanoflow.core.kernels import experts, gate, linear, norm, rotary, sampling
+from nanoflow.core.kernels import experts, gate, linear, norm, ranks, rotary, sampling
 from nanoflow.core.kernels import logits as kernels_logits
 from nanoflow.core.kernels import rows as kernels_rows
 from nanoflow.core.kernels.filters import thresholds
@@ -63,6 +63,40 @@ def check_norm(rows: int, size: int, parts: int, dtype: torch.dtype, device: str
     out, summed = norm.add_rms_norm(x, residual, weight, 1e-6)
     close(summed, total, dtype)
     close(out, F.rms_norm(total.to(dtype).float(), (size,), weight.float(), 1e-6), dtype)
+
+
+def check_sums(
+    calls: list[tuple[int, int, int]], dtype: torch.dtype, device: str, rank: int, addresses: torch.Tensor,
+    most_words: int,
+) -> None:  # fmt: skip
+    """One rank's part of `calls`, each (rows, size, parts), in the order of all ranks.
+
+    Args:
+        rank: this one.
+        addresses: int64, of all ranks' inboxes, which are empty.
+        most_words: that fit into them, from each rank.
+    """
+    counter = torch.zeros(8, dtype=torch.int32, device=device)
+    left = torch.zeros(1, dtype=torch.int32, device=device)
+    for number, (rows, size, parts) in enumerate(calls):
+        kind = {"dtype": dtype, "device": device}
+        residual = strided(rows, size, **kind, seed=number)
+        weight = random(size, **kind, seed=number)
+        if parts == 1:
+            xs = [strided(rows, size, **kind, seed=number + other) for other in range(len(addresses))]
+        else:
+            xs = [
+                random(parts, rows, size, dtype=torch.float32, device=device, seed=number + other)
+                for other in range(len(addresses))
+            ]
+        total = residual.float() + sum(x.float().reshape(-1, rows, size).sum(0) for x in xs)
+        poison(device)
+        out, summed = ranks.sum_add_rms_norm(
+            xs[rank], residual, weight, 1e-6, addresses, counter, left, rank, most_words
+        )
+        close(summed, total, dtype)
+        close(out, F.rms_norm(total.to(dtype).float(), (size,), weight.float(), 1e-6), dtype)
+    assert counter.tolist() == [len(calls)] * len(counter)
 
 
 def check_gate(rows: int, size: int, dtype: torch.dtype, device: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from multiprocessing import get_context
 
 import pytest
 import torch
 
+from nanoflow.core.kernels import ranks
 from nanoflow.core.kernels.experts import GroupedTile
 from nanoflow.core.kernels.linear import Tile, Vector
 from tests.core.kernels import checks
@@ -19,6 +21,37 @@ TILE = Tile(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
 @pytest.mark.parametrize(("rows", "size", "parts"), [(3, 70, 0), (1, 64, 1), (3, 100, 1), (2, 48, 3)])
 def test_norm(rows: int, size: int, parts: int, dtype: torch.dtype) -> None:
     checks.check_norm(rows, size, parts, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_sum_over_ranks(size: int, dtype: torch.dtype) -> None:
+    """Ranks as processes, with calls of different shapes one after the other."""
+    calls = [(3, 70, 1), (1, 70, 2), (4, 34, 3), (2, 100, 1), (1, 8, 1), (4, 100, 2)]
+    inboxes = torch.zeros(size, 2, size, 400, dtype=torch.int64).share_memory_()
+    addresses = torch.tensor([inbox.data_ptr() for inbox in inboxes])
+    processes = [
+        get_context("fork").Process(target=checks.check_sums, args=(calls, dtype, "cpu", rank, addresses, 400))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()
+    assert [process.exitcode for process in processes] == [0] * size
+
+
+def test_a_sum_can_be_left() -> None:
+    """It ends without the others' words."""
+    inboxes = torch.zeros(2, 2, 2, 8, dtype=torch.int64)
+    left, counter = torch.ones(1, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
+    x, residual = torch.ones(1, 8), torch.ones(1, 8)
+    addresses = torch.tensor([inbox.data_ptr() for inbox in inboxes])
+    _, total = ranks.sum_add_rms_norm(x, residual, torch.ones(8), 1e-6, addresses, counter, left, 0, 8)
+    assert total.tolist() == [[2.0] * 8]
+    assert counter.tolist() == [1] * 4
+    assert (inboxes[1, 1, 0] >> 32).tolist() == [1] * 8
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

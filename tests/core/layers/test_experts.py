@@ -63,21 +63,22 @@ def test_token_by_token(renormalize: bool, checkpoint: dict[str, torch.Tensor], 
         torch.testing.assert_close(out[token], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("in_norm", [False, True])
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.usefixtures("checkpoint")
-def test_split_over_ranks(size: int, tmp_path: Path) -> None:
+def test_split_over_ranks(size: int, in_norm: bool, tmp_path: Path) -> None:
     whole, norm = make(CONTEXT), make_norm()
     load_weights(tmp_path, whole.weights("x."))
     x, residual = torch.randn(2, 7, HIDDEN)
-    expected, _ = whole(norm, x, residual)
+    expected, _ = norm.add(*whole(norm, x, residual))
 
     def work(parallel: ParallelContext) -> torch.Tensor:
         layer = make(replace(CONTEXT, parallel=parallel))
         assert layer.down_XDF.shape == (NUM_EXPERTS, HIDDEN, INNER // size)
         load_weights(tmp_path, layer.weights("x."))
-        return layer(norm, x, residual)[0]
+        return norm.add(*layer(norm, x, residual))[0]
 
-    for out in on_ranks(size, work):
+    for out in on_ranks(size, work, in_norm=in_norm):
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -13,8 +13,16 @@ from safetensors.torch import save_file
 from nanoflow.core.checkpoint import fill_random, load_weights
 from nanoflow.core.errors import ConfigError
 from nanoflow.core.interfaces import ModelContext
-from nanoflow.core.layers import ColumnParallelLinear, Embedding, GatedLinear, Linear, QKVLinear, RowParallelLinear
-from nanoflow.core.parallel import ParallelContext, Shard, Share
+from nanoflow.core.layers import (
+    ColumnParallelLinear,
+    Embedding,
+    GatedLinear,
+    Linear,
+    QKVLinear,
+    RMSNorm,
+    RowParallelLinear,
+)
+from nanoflow.core.parallel import ParallelContext, RankSummands, Shard, Share
 from nanoflow.testing.ranks import on_ranks
 from tests.core.sentences import raises_sentence
 
@@ -74,6 +82,31 @@ def test_linear_layers(name: str, size: int, tmp_path: Path) -> None:
 
     for rank, part in enumerate(on_ranks(size, work)):
         torch.testing.assert_close(part, expected(whole, y, size, rank))
+
+
+@pytest.mark.parametrize("in_norm", [False, True])
+def test_a_norm_adds_up_ranks(in_norm: bool, tmp_path: Path) -> None:
+    """And the layer behind it takes what it gives, whether or not the sum was left to the norm."""
+    whole = LAYERS["rows"](WHOLE)
+    folder = random_checkpoint(whole, tmp_path)
+    x, residual = torch.randn(3, INNER), torch.randn(3, HIDDEN)
+    norm, last = RMSNorm(WHOLE, HIDDEN, 1e-6), Linear(WHOLE, HIDDEN, {"y": 5})
+    norm.weight.normal_()
+    last.weight.normal_()
+    expected = [*norm.add(whole(x), residual), last(norm.add(whole(x), residual)[0])]
+
+    def work(parallel: ParallelContext) -> list[torch.Tensor]:
+        layer = LAYERS["rows"](replace(WHOLE, parallel=parallel))
+        load_weights(folder, layer.weights("x."))
+        own = x.chunk(2, -1)[parallel.rank]
+        assert isinstance(layer.summands(own), RankSummands) == in_norm
+        normed, total = norm.add(layer.summands(own), residual)
+        y, same_total = last.normed(norm, layer.summands(own), residual)
+        assert torch.equal(same_total, total)
+        return [normed, total, y]
+
+    for result in on_ranks(2, work, in_norm=in_norm):
+        torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
