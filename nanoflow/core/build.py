@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from nanoflow.core import checkpoint, graphs, memory
+from nanoflow.core.ahead import compiled_ahead
 from nanoflow.core.checked import CheckedBlockManager, CheckedScheduler
 from nanoflow.core.config import Config, EngineConfig, SamplingParams, SchedulerConfig
 from nanoflow.core.engine import Engine
@@ -164,7 +166,18 @@ def _build_engine(config: Config, registry: Registry, team: Team) -> tuple[Engin
 def _build_runner(
     config: Config, registry: Registry, plan: Plan, team: Team
 ) -> tuple[ModelRunner, int, dict[str, str]]:  # fmt: skip
+    with compiled_ahead(config, plan, team) as wait:
+        return build_runner(config, registry, plan, team, wait)
+
+
+def build_runner(
+    config: Config, registry: Registry, plan: Plan, team: Team, wait_for_kernels: Callable[[], None]
+) -> tuple[ModelRunner, int, dict[str, str]]:  # fmt: skip
     """What every rank has: a runner with its part of the model and of the cache.
+
+    Args:
+        config, registry, plan, team: of the engine.
+        wait_for_kernels: called before the first kernel is launched.
 
     Returns:
         The runner, the number of blocks that the block manager may hand out, and the names of model and attention.
@@ -199,7 +212,7 @@ def _build_runner(
     def build_attention() -> AttentionBackend:
         return attention_entry.build(attention_options, attention_context)
 
-    def build_runner(attention: AttentionBackend, padding_block: int) -> ModelRunner:
+    def runner_with(attention: AttentionBackend, padding_block: int) -> ModelRunner:
         return ModelRunner(
             model,
             attention,
@@ -213,10 +226,11 @@ def _build_runner(
 
     attention = build_attention()
     decodes, tokens = graphs_to_capture(options, limits, attention, device)
+    wait_for_kernels()
     team.least(0)  # from here on ranks compute together
     reserved = 0
     if device.type == "cuda":
-        captured_bytes, step_bytes = memory.measure_step(build_runner(build_attention(), 0), limits, plan.max_model_len)
+        captured_bytes, step_bytes = memory.measure_step(runner_with(build_attention(), 0), limits, plan.max_model_len)
         rows = graphs.num_rows(decodes, tokens, limits.max_num_seqs)
         reserved = step_bytes + memory.graph_bytes(captured_bytes, rows, model.vocab_size, plan.dtype)
     num_blocks = team.least(memory.pick_num_blocks(options, attention.bytes_per_block, device, reserved))
@@ -227,7 +241,7 @@ def _build_runner(
         raise ConfigError(
             f"There is no memory for a KV cache of {num_blocks} blocks ({size:.1f} GiB); lower engine.num_kv_blocks."
         ) from None
-    runner = build_runner(attention, padding_block=num_blocks)
+    runner = runner_with(attention, padding_block=num_blocks)
     if decodes:
         runner.capture(decodes, tokens)
     team.least(0)

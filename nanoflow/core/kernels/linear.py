@@ -250,7 +250,7 @@ def _vector(
     tl.store(y_ptr + row, result, mask=row < num_outputs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])  # which no address along a row of memory depends on
 def _tile(
     x_ptr, weight_ptr, bias_ptr, y_ptr, num_rows, num_outputs, size, part, x_stride, weight_stride,
     GATE: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr, M: tl.constexpr,

@@ -47,7 +47,10 @@ def gather_rows(
     return ids_T, temperature_S, seed_S
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_seqs", "from_stride", "to_stride"])
+@triton.jit(
+    do_not_specialize=["num_tokens", "num_seqs", "from_stride", "to_stride"],
+    do_not_specialize_on_alignment=["rows_ptr", "context_lens_ptr"],
+)
 def _gather_rows(
     token_ids_ptr, last_token_ptr, rows_ptr, context_lens_ptr, from_ptr, temperature_ptr, seed_ptr, ids_ptr, to_ptr,
     temperatures_ptr, seeds_ptr, turn_ptr, num_tokens, num_seqs, block_size, from_stride, to_stride,

@@ -54,7 +54,7 @@ def _chunk_size(num_rows: int, size: int) -> int:
     return 1024 * max(1, min(8, num_rows * size // (1024 * 1024)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["position_ptr"])  # one number is read, wherever it lies
 def _best_of_chunk(
     logits_ptr, temperature_ptr, seed_ptr, position_ptr, threshold_ptr, values_ptr, ids_ptr, size, stride,
     FILTERED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr, PDL: tl.constexpr,
@@ -84,7 +84,7 @@ def _best_of_chunk(
     tl.store(ids_ptr + row * tl.num_programs(1) + chunk, tl.min(tl.where(best == top, best_id, size - 1), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride"], do_not_specialize_on_alignment=["targets_ptr"])
 def _best_of_row(
     values_ptr, ids_ptr, token_ids_ptr, last_token_ptr, targets_ptr, outbox_ptr, turn_ptr, num_chunks, stride,
     FEED: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
