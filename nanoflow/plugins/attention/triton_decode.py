@@ -23,8 +23,8 @@ class Shares:
     `alone` says that no share has tiles of two sequences.
     """
 
-    ends_S3: torch.Tensor
-    shares_W6: torch.Tensor
+    ends_S1: torch.Tensor
+    shares_W4: torch.Tensor
     skip: int
     alone: bool
     window: int
@@ -42,11 +42,7 @@ class TritonDecode:
     def __init__(self, context: AttentionContext, settings: DecodeSettings, num_sms: int) -> None:
         c = self.context = context
         self.settings = settings
-        self.num_large, self.num_small = (
-            round(num_sms * waves / c.num_kv_heads) for waves in (settings.waves, settings.late if settings.rest else 0)
-        )
-        self.num_large = max(1, self.num_large)
-        self.num_shares = self.num_large + self.num_small
+        self.num_shares = max(1, round(num_sms * settings.waves / c.num_kv_heads))
         self.group = c.num_heads // c.num_kv_heads
         parts = (c.num_kv_heads, self.num_shares, 2, self.group)
         self.partial = torch.empty((*parts, c.head_dim), dtype=torch.float32, device=c.device)
@@ -67,15 +63,15 @@ class TritonDecode:
         """
         num_seqs, device = inputs.num_seqs, self.context.device
         skip = int(inputs.settled and self.settings.projects)
-        least = self.settings.least if 2 * num_seqs <= self.num_large else 0  # else there are too few for that
-        ends_S3 = torch.empty(num_seqs + 3, dtype=torch.int32, device=device)
-        shares_W6 = torch.empty((self.num_shares, 6), dtype=torch.int32, device=device)
+        least = self.settings.least if 2 * num_seqs <= self.num_shares else 0  # else there are too few for that
+        ends_S1 = torch.empty(num_seqs + 1, dtype=torch.int32, device=device)
+        shares_W4 = torch.empty((self.num_shares, 4), dtype=torch.int32, device=device)
         share_kernel[(triton.cdiv(self.num_shares, 8),)](
-            inputs.query_start_S1, inputs.context_lens_S, ends_S3, shares_W6, num_seqs, self.num_large, self.num_small,
+            inputs.query_start_S1, inputs.context_lens_S, ends_S1, shares_W4, num_seqs, self.num_shares,
             BLOCK_N=self.settings.block_n, BLOCK_S=max(32, triton.next_power_of_2(num_seqs)), BLOCK_W=8,
-            LEAST=least, REST=self.settings.rest, SKIP=skip, WINDOW=window or 0,
+            LEAST=least, SKIP=skip, WINDOW=window or 0,
         )  # fmt: skip
-        return Shares(ends_S3, shares_W6, skip, least > 0, window or 0)
+        return Shares(ends_S1, shares_W4, skip, least > 0, window or 0)
 
     def __call__(
         self, shares: Shares, inputs: AttentionInput, query_SNH: torch.Tensor, key_BPKH: torch.Tensor,
@@ -107,8 +103,8 @@ class TritonDecode:
         out_SNH: torch.Tensor, q_norm: bool, k_norm: bool,
     ) -> None:  # fmt: skip
         decode_kernel[(self.context.num_kv_heads, self.num_shares)](
-            out_SNH, query, key_BPKH, value_BPKH, inputs.block_tables_SB, inputs.context_lens_S, shares.ends_S3,
-            shares.shares_W6, self.partial, self.lse, self.arrived, *rotation, self.context.scale * LOG2_E,
+            out_SNH, query, key_BPKH, value_BPKH, inputs.block_tables_SB, inputs.context_lens_S, shares.ends_S1,
+            shares.shares_W4, self.partial, self.lse, self.arrived, *rotation, self.context.scale * LOG2_E,
             inputs.num_seqs, self.num_shares, *out_SNH.stride()[:2], *query_strides, *key_BPKH.stride()[:3],
             *value_BPKH.stride()[:3], inputs.block_tables_SB.stride(0), table_stride, **self.constants,
             SKIP=shares.skip, ALONE=shares.alone, WINDOW=shares.window, Q_NORM=q_norm, K_NORM=k_norm,

@@ -2,11 +2,9 @@
 
 The query heads of a KV head share one tile, so that keys and values are read once (FlashDecoding with packed GQA; Dao,
 Haziza, Massa and Sizov, 2023). The work is cut in the manner of Stream-K (Osama et al., 2023): the tiles of all
-sequences stand in one row, and each program takes a contiguous share of it, whatever the sequences' lengths. Shares are
-equal but for the last part of the row, which is cut into small ones: multiprocessors don't read equally fast, and those
-that are done with their large shares take these. A sequence that lies in several shares leaves a partial result in
-each; the program that is last to finish its part combines them, so there is no second kernel, and the order of the sum
-is always the same.
+sequences stand in one row, and each program takes an equal, contiguous share of it, whatever the sequences' lengths.
+A sequence that lies in several shares leaves a partial result in each; the program that is last to finish its part
+combines them, so there is no second kernel, and the order of the sum is always the same.
 """
 
 from __future__ import annotations
@@ -18,21 +16,20 @@ from nanoflow.core.kernels.launch import let_next_start, prefetch, wait_for_prev
 from nanoflow.plugins.attention.triton_tiles import HIDDEN, block_ids, tiles_before_window
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_large", "num_small"])
+@triton.jit(do_not_specialize=["num_seqs", "num_shares"])
 def share_kernel(
-    query_start_ptr, context_lens_ptr, ends_ptr, shares_ptr, num_seqs, num_large, num_small,
-    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_W: tl.constexpr, LEAST: tl.constexpr, REST: tl.constexpr,
-    SKIP: tl.constexpr, WINDOW: tl.constexpr,
+    query_start_ptr, context_lens_ptr, ends_ptr, shares_ptr, num_seqs, num_shares,
+    BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_W: tl.constexpr, LEAST: tl.constexpr, SKIP: tl.constexpr,
+    WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """Cut the row of tiles into equal shares, `num_large` at most, and the last 1 / `REST` of it into `num_small`.
+    """Cut the row of tiles into equal shares.
 
-    Writes `ends` [S + 3], the place in the row after each sequence's last tile, then the place where small shares
-    begin, and the sizes of either kind; and `shares` [W, 6]: the sequence in which a share begins, the places of its
-    first tile and after its last one, the length of its context without the last `SKIP` tokens, and the places of the
-    share's own first tile and after its last one. Every decoding sequence has at least one tile, so that its output is
+    Writes `ends` [S + 1], the place in the row after each sequence's last tile, and the size of a share; and `shares`
+    [W, 4]: the sequence in which a share begins, the places of its first tile and after its last one, and the length
+    of its context without the last `SKIP` tokens. Every decoding sequence has at least one tile, so that its output is
     written, and the others, which come after them, have none. Tiles before the window count for nothing.
 
-    With `LEAST` a share has at least that many tiles, and never those of two sequences, and none is small.
+    With `LEAST` a share has at least that many tiles, and never those of two sequences.
     """
     seqs = tl.arange(0, BLOCK_S)
     valid = seqs < num_seqs
@@ -43,49 +40,23 @@ def share_kernel(
     before = tiles_before_window(lens + SKIP, WINDOW, BLOCK_N)
     tiles = tl.where(valid, tl.maximum(tl.cdiv(lens, BLOCK_N) - before, 1), 0)
     if LEAST > 0:
-        large = tl.maximum(tl.cdiv(tl.sum(tiles, 0), num_large - num_seqs), LEAST)
-        tiles = tl.cdiv(tiles, large) * large
-        total = tl.sum(tiles, 0)
-        most, small = total, 1
+        share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), num_shares - num_seqs), LEAST)
+        tiles = tl.cdiv(tiles, share) * share
     else:
-        total = tl.sum(tiles, 0)
-        most = total - total // REST if REST > 0 else total
-        large = tl.maximum(tl.cdiv(most, num_large), 1)
-        most = tl.minimum(tl.cdiv(most, large) * large, total)
-        small = tl.maximum(tl.cdiv(total - most, tl.maximum(num_small, 1)), 1)
+        share = tl.maximum(tl.cdiv(tl.sum(tiles, 0), num_shares), 1)
     ends = tl.cumsum(tiles, 0)
     shares = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
-    place = share_start(shares, total, most, large, small)
-    before = (ends[None, :] <= place[:, None]) & (seqs < num_seqs)[None, :]
+    before = (ends[None, :] <= (shares * share)[:, None]) & (seqs < num_seqs)[None, :]
     first = tl.sum(before.to(tl.int32), 1)
     is_first = seqs[None, :] == first[:, None]
-    there = shares < num_large + num_small
-    tl.store(shares_ptr + shares * 6, first, mask=there)
-    tl.store(shares_ptr + shares * 6 + 1, tl.max(tl.where(before, ends[None, :], 0), 1), mask=there)
-    tl.store(shares_ptr + shares * 6 + 2, tl.sum(tl.where(is_first, ends[None, :], 0), 1), mask=there)
-    tl.store(shares_ptr + shares * 6 + 3, tl.sum(tl.where(is_first, lens[None, :], 0), 1), mask=there)
-    tl.store(shares_ptr + shares * 6 + 4, place, mask=there)
-    tl.store(shares_ptr + shares * 6 + 5, share_start(shares + 1, total, most, large, small), mask=there)
+    there = shares < num_shares
+    tl.store(shares_ptr + shares * 4, first, mask=there)
+    tl.store(shares_ptr + shares * 4 + 1, tl.max(tl.where(before, ends[None, :], 0), 1), mask=there)
+    tl.store(shares_ptr + shares * 4 + 2, tl.sum(tl.where(is_first, ends[None, :], 0), 1), mask=there)
+    tl.store(shares_ptr + shares * 4 + 3, tl.sum(tl.where(is_first, lens[None, :], 0), 1), mask=there)
     if tl.program_id(0) == 0:
         tl.store(ends_ptr + seqs, ends, mask=seqs < num_seqs)
-        tl.store(ends_ptr + num_seqs, most)
-        tl.store(ends_ptr + num_seqs + 1, large)
-        tl.store(ends_ptr + num_seqs + 2, small)
-
-
-@triton.jit
-def share_start(share, total, most, large, small):
-    """The place of a share's first tile, where shares have so many tiles before and from the place `most` on."""
-    num_large = tl.cdiv(most, large)
-    return tl.minimum(tl.where(share < num_large, share * large, most + (share - num_large) * small), total)
-
-
-@triton.jit
-def share_of(tile, ends_ptr, num_seqs):
-    """The share that has the tile at this place."""
-    most, large = tl.load(ends_ptr + num_seqs), tl.load(ends_ptr + num_seqs + 1)
-    small = tl.load(ends_ptr + num_seqs + 2)
-    return tl.where(tile < most, tile // large, tl.cdiv(most, large) + (tile - most) // small)
+        tl.store(ends_ptr + num_seqs, share)
 
 
 @triton.jit
@@ -200,13 +171,14 @@ def decode_kernel(
     let_next_start(PDL)
     head = tl.program_id(0)
     share_id = tl.program_id(1)
-    seq = tl.load(shares_ptr + share_id * 6)
-    begin = tl.load(shares_ptr + share_id * 6 + 1)
-    end = tl.load(shares_ptr + share_id * 6 + 2)
-    length = tl.load(shares_ptr + share_id * 6 + 3)
-    first_tile = tl.load(shares_ptr + share_id * 6 + 4)
-    last_tile = tl.load(shares_ptr + share_id * 6 + 5)
-    tile = first_tile
+    total = tl.load(ends_ptr + num_seqs - 1)
+    share = tl.load(ends_ptr + num_seqs)
+    seq = tl.load(shares_ptr + share_id * 4)
+    begin = tl.load(shares_ptr + share_id * 4 + 1)
+    end = tl.load(shares_ptr + share_id * 4 + 2)
+    length = tl.load(shares_ptr + share_id * 4 + 3)
+    tile = share_id * share
+    last_tile = tl.minimum(tile + share, total)
     key_ptr += head * stride_kk
     value_ptr += head * stride_vk
     if PDL and AHEAD > 0:  # noqa: SIM102 (the one is known to the compiler, the other is not)
@@ -302,19 +274,18 @@ def decode_kernel(
                 acc.to(out_ptr.dtype.element_ty), mask=row_mask,
             )  # fmt: skip
         else:
-            part = (head * num_shares + share_id) * 2 + (tile != first_tile).to(tl.int32)
+            part = (head * num_shares + share_id) * 2 + (tile != share_id * share).to(tl.int32)
             tl.store(partial_ptr + (part * R + rows)[:, None] * H + dims[None, :], acc, mask=row_mask)
             tl.store(lse_ptr + part * R + rows, peak + tl.log2(total_weight), mask=rows < R)
-            first_share = share_of(begin, ends_ptr, num_seqs)
-            num_parts = share_of(end - 1, ends_ptr, num_seqs) - first_share + 1
+            first_share = begin // share
+            num_parts = (end - 1) // share - first_share + 1
             tl.debug_barrier()  # all threads have stored before one of them says so
             counter_ptr = arrived_ptr + head * num_shares + first_share
             if tl.atomic_add(counter_ptr, 1, sem="acq_rel") == num_parts - 1:
                 tl.store(counter_ptr, 0)
                 combine(
                     out_ptr + seq.to(tl.int64) * stride_os + head * R * stride_on, partial_ptr, lse_ptr,
-                    head * num_shares + first_share, num_parts,
-                    (begin != tl.load(shares_ptr + first_share * 6 + 4)).to(tl.int32), stride_on,
+                    head * num_shares + first_share, num_parts, (begin % share != 0).to(tl.int32), stride_on,
                     R, H, REDUCE_R, BLOCK_H, REDUCE_C,
                 )  # fmt: skip
         tile = stop

@@ -21,12 +21,10 @@ class DecodeSettings:
         block_n: keys in a tile.
         num_warps: warps of a program.
         num_stages: depth of the load pipeline; 1 for none.
-        waves: programs a multiprocessor, over all KV heads, that have equal shares of the work.
+        waves: programs a multiprocessor, over all KV heads.
         least: fewest tiles in a share, which then has those of one sequence only; 0 for equal shares.
         ahead: tokens, a power of two, whose keys and values a program asks for before the kernel before has ended.
         projects: whether the kernel also norms, rotates and stores, in steps that are settled.
-        rest: the last 1 / rest of the work is left to further programs, with small shares; 0 for none.
-        late: how many these are a multiprocessor.
     """
 
     block_n: int
@@ -36,8 +34,6 @@ class DecodeSettings:
     least: int = 0
     ahead: int = 0
     projects: bool = False
-    rest: int = 0
-    late: float = 0
 
     def shared_memory(self, row_bytes: int) -> int:
         """Bytes that the tiles in flight take, with keys and values of `row_bytes` each."""
@@ -59,15 +55,14 @@ class PrefillSettings:
 
 
 # By the most sequences that a row is for. Searched on an H100 in whole decode steps of Qwen3-0.6B (16-bit types,
-# head_dim 128, 2 query heads a KV head, blocks of 16). Few sequences are a matter of latency: a tile that a program of
-# one warp has loaded before the kernel before ended, no barriers, and one kernel instead of two. From some 32 on
-# bandwidth counts, and the projection's part of the work, which takes registers, is better done by a kernel of its own.
+# head_dim 128, 2 query heads a KV head, blocks of 16). Few sequences are a matter of latency: one tile a program, loaded
+# before the kernel before has ended, and one kernel instead of two. From some 32 on bandwidth counts, and the
+# projection's part of the work, which takes registers, is better done by a kernel of its own.
 DECODE = (
     (4, DecodeSettings(block_n=32, num_warps=2, num_stages=1, waves=4, least=1, projects=True)),
     (8, DecodeSettings(block_n=32, num_warps=2, num_stages=1, waves=4, least=1, ahead=64, projects=True)),
-    (24, DecodeSettings(block_n=32, num_warps=2, num_stages=2, waves=4, least=1, ahead=64, projects=True)),
-    (96, DecodeSettings(block_n=64, num_warps=2, num_stages=2, waves=4, ahead=64)),
-    (10**9, DecodeSettings(block_n=64, num_warps=2, num_stages=2, waves=4, ahead=64, rest=20, late=4)),
+    (24, DecodeSettings(block_n=16, num_warps=1, num_stages=3, waves=4, ahead=64, projects=True)),
+    (10**9, DecodeSettings(block_n=64, num_warps=2, num_stages=2, waves=4, ahead=64)),
 )
 # By bytes of a row of keys.
 PREFILL = (

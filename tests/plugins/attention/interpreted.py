@@ -24,15 +24,12 @@ def test_float16() -> None:
     suite.test_numbers("mixed", (2, 64, 16), torch.float16)
 
 
-@pytest.mark.parametrize(
-    ("least", "rest", "window"),
-    [(0, 0, None), (1, 0, None), (3, 0, None), (0, 2, None), (0, 8, None), (0, 0, 50), (3, 0, 50), (0, 3, 50)],
-)
+@pytest.mark.parametrize(("least", "window"), [(0, None), (1, None), (3, None), (0, 50), (3, 50)])
 @pytest.mark.parametrize("decodes", [[700], [3] * 5, [1, 300, 1, 90]])
 def test_shares_of_any_size(
-    decodes: list[int], least: int, rest: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+    decodes: list[int], least: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = DecodeSettings(32, num_warps=4, num_stages=2, waves=4, least=least, projects=True, rest=rest, late=3)
+    settings = DecodeSettings(block_n=32, num_warps=4, num_stages=2, waves=4, least=least, projects=True)
     monkeypatch.setattr(triton_settings, "DECODE", ((10**9, settings),))
     c = context(2, 32, 16, num_layers=1, windows=(window,))
     case = Case.draw(np.random.default_rng(0), 16, decodes)
