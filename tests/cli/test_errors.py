@@ -64,6 +64,7 @@ SETTINGS = {
     "prompts=[]": "prompts is empty",
     # an unknown option
     "scheduler=fcsf": "There is no scheduler called 'fcsf'; installed are: fcfs, lpm, priority, sjf. Did you mean",
+    "hydra/launcher=slurm": ". More come with `pip install 'nanoflow[launchers]'`.",
     "attention=flsh": "There is no attention called 'flsh'; installed are:",
     "model=qwem3": "Did you mean 'qwen3'?",
     "block_manager=a/b": "There is no config 'block_manager/a/b'; there are: plain, prefix, radix.",

@@ -55,8 +55,8 @@ class PrefillSettings:
 
 
 # By the most sequences that a row is for. Searched on an H100 in whole decode steps of Qwen3-0.6B (16-bit types,
-# head_dim 128, 2 query heads a KV head, blocks of 16). Few sequences are a matter of latency: one tile a program, loaded
-# before the kernel before has ended, and one kernel instead of two. From some 32 on bandwidth counts, and the
+# head_dim 128, 2 query heads a KV head, blocks of 16). Few sequences are a matter of latency: one tile a program that
+# was loaded before the kernel before ended, and one kernel instead of two. From some 32 on bandwidth counts, and the
 # projection's part of the work, which takes registers, is better done by a kernel of its own.
 DECODE = (
     (4, DecodeSettings(block_n=32, num_warps=2, num_stages=1, waves=4, least=1, projects=True)),
