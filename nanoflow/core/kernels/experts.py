@@ -17,6 +17,7 @@ import triton.language as tl
 
 from nanoflow.core.kernels.gate import gated
 from nanoflow.core.kernels.launch import begin, overlap
+from nanoflow.core.kernels.product import product
 
 SORTED_AT_A_TIME = 4096  # assignments
 
@@ -196,20 +197,8 @@ def _gate_up(
     # Outputs past the end read the last one; their results are not stored.
     weight_rows = expert.to(tl.int64) * 2 * inner + tl.minimum(outputs, inner - 1)
     gates = weight_ptr + weight_rows[None, :] * size + columns[:, None]
-    ups = gates + inner.to(tl.int64) * size
-    gate = tl.zeros((ROWS, OUTPUTS), tl.float32)
-    up = tl.zeros((ROWS, OUTPUTS), tl.float32)
-    for start in range(0, size, COLUMNS):
-        if EVEN:
-            x = tl.load(xs + start, mask=(rows < stop)[:, None], other=0.0)
-            gate_weight, up_weight = tl.load(gates + start), tl.load(ups + start)
-        else:
-            inside = start + columns < size
-            x = tl.load(xs + start, mask=(rows < stop)[:, None] & inside[None, :], other=0.0)
-            gate_weight = tl.load(gates + start, mask=inside[:, None], other=0.0)
-            up_weight = tl.load(ups + start, mask=inside[:, None], other=0.0)
-        gate = tl.dot(x, gate_weight, gate, input_precision="ieee")
-        up = tl.dot(x, up_weight, up, input_precision="ieee")
+    to_up = inner.to(tl.int64) * size
+    gate, up = product(xs, rows < stop, gates, to_up, size, size, ROWS, OUTPUTS, COLUMNS, True, EVEN)
     dtype = out_ptr.dtype.element_ty
     place = rows.to(tl.int64)[:, None] * inner + outputs[None, :]
     stored = (rows < stop)[:, None] & (outputs < inner)[None, :]
@@ -234,16 +223,7 @@ def _down(
     xs = x_ptr + rows.to(tl.int64)[:, None] * size + columns[None, :]
     weight_rows = expert.to(tl.int64) * num_outputs + tl.minimum(outputs, num_outputs - 1)
     ws = weight_ptr + weight_rows[None, :] * size + columns[:, None]
-    sums = tl.zeros((ROWS, OUTPUTS), tl.float32)
-    for start in range(0, size, COLUMNS):
-        if EVEN:
-            x = tl.load(xs + start, mask=(rows < stop)[:, None], other=0.0)
-            weight = tl.load(ws + start)
-        else:
-            inside = start + columns < size
-            x = tl.load(xs + start, mask=(rows < stop)[:, None] & inside[None, :], other=0.0)
-            weight = tl.load(ws + start, mask=inside[:, None], other=0.0)
-        sums = tl.dot(x, weight, sums, input_precision="ieee")
+    sums, _ = product(xs, rows < stop, ws, 0, size, size, ROWS, OUTPUTS, COLUMNS, False, EVEN)
     sums *= tl.load(weights_ptr + assignments, mask=rows < stop, other=0.0)[:, None]
     place = ((assignments % C).to(tl.int64) * num_tokens + assignments // C)[:, None] * num_outputs + outputs[None, :]
     stored = (rows < stop)[:, None] & (outputs < num_outputs)[None, :]

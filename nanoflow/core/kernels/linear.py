@@ -20,6 +20,7 @@ import triton.language as tl
 
 from nanoflow.core.kernels.gate import gated, silu_mul
 from nanoflow.core.kernels.launch import has_room, let_next_start, overlap, prefetch, wait_for_previous
+from nanoflow.core.kernels.product import product
 
 MOST_ROWS = 256  # beyond, cuBLAS is faster
 
@@ -272,23 +273,9 @@ def _tile(
     wait_for_previous(PDL)
     xs = x_ptr + token.to(tl.int64)[:, None] * x_stride + first + column[None, :]
     weights = weight_row[None, :] + column[:, None]
-    sums = tl.zeros((M, ROWS), tl.float32)
-    up_sums = tl.zeros((M, ROWS), tl.float32)
-    for start in range(0, part, COLUMNS):
-        if EVEN:
-            x = tl.load(xs + start, mask=(token < num_rows)[:, None], other=0.0)
-            weight = tl.load(weights + start)
-        else:
-            inside = first + start + column < size
-            x = tl.load(xs + start, mask=(token < num_rows)[:, None] & inside[None, :], other=0.0)
-            weight = tl.load(weights + start, mask=inside[:, None], other=0.0)
-        sums = tl.dot(x, weight, sums, input_precision="ieee")
-        if GATE:
-            if EVEN:
-                up_weight = tl.load(weights + second_half + start)
-            else:
-                up_weight = tl.load(weights + second_half + start, mask=inside[:, None], other=0.0)
-            up_sums = tl.dot(x, up_weight, up_sums, input_precision="ieee")
+    sums, up_sums = product(
+        xs, token < num_rows, weights, second_half, size - first, part, M, ROWS, COLUMNS, GATE, EVEN
+    )  # fmt: skip
     stored = (token < num_rows)[:, None] & (row < num_outputs)[None, :]
     if BIAS:
         sums += tl.load(bias_ptr + row, mask=row < num_outputs, other=0.0).to(tl.float32)[None, :]

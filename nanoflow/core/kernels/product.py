@@ -1,0 +1,41 @@
+"""The loop that Triton's matrix products have in common."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def product(
+    xs, there, weights, to_up, num_columns, part,
+    M: tl.constexpr, N: tl.constexpr, COLUMNS: tl.constexpr, GATE: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """x Wᵀ [M, N] in float32, with the weights that are given; and with those `to_up` further on, if there is a `GATE`.
+
+    Args:
+        xs: pointers [M, `COLUMNS`] to where rows of x begin; those that are not `there` [M] count as 0.
+        weights: pointers [`COLUMNS`, N] to where rows of W begin; all of them are read.
+        num_columns: how many there are; what lies beyond counts as 0.
+        part: how many to go through.
+        EVEN: says that so many there are, in whole steps.
+    """
+    columns = tl.arange(0, COLUMNS)
+    sums = tl.zeros((M, N), tl.float32)
+    up_sums = tl.zeros((M, N), tl.float32)
+    for start in range(0, part, COLUMNS):
+        if EVEN:
+            x = tl.load(xs + start, mask=there[:, None], other=0.0)
+            weight = tl.load(weights + start)
+        else:
+            inside = start + columns < num_columns
+            x = tl.load(xs + start, mask=there[:, None] & inside[None, :], other=0.0)
+            weight = tl.load(weights + start, mask=inside[:, None], other=0.0)
+        sums = tl.dot(x, weight, sums, input_precision="ieee")
+        if GATE:
+            if EVEN:
+                up_weight = tl.load(weights + to_up + start)
+            else:
+                up_weight = tl.load(weights + to_up + start, mask=inside[:, None], other=0.0)
+            up_sums = tl.dot(x, up_weight, up_sums, input_precision="ieee")
+    return sums, up_sums
