@@ -164,7 +164,8 @@ def decode_kernel(
     `ALONE` says that no share has tiles of two sequences. Then, with `SKIP`, the first tile is loaded before the kernel
     before has ended: that one has nothing to do with what earlier steps stored.
 
-    Programs without work end at once; that the kernel before has ended is shown by those that have some.
+    Programs without work end at once, but for the first: where nothing decodes, this kernel must not end before the one
+    before it, whose results the next one reads.
 
     `WINDOW` is how many tokens, the new one included, a query sees; 0 for all.
     """
@@ -208,7 +209,7 @@ def decode_kernel(
     dims = tl.arange(0, BLOCK_H)
     row_mask = (rows < R)[:, None] & (dims < H)[None, :]
     heads = head * R + rows
-    if tile < last_tile:  # others make room for programs that have work
+    if (tile < last_tile) | (share_id == 0):  # others make room for programs that have work
         wait_for_previous(PDL)
 
     while tile < last_tile:
