@@ -60,7 +60,7 @@ def sum_add_rms_norm(
         x, residual, weight, out, inboxes, calls, left, size, eps, most_words,
         x.stride(-2), x.stride(0) if parts > 1 else 0, residual.stride(0),
         PARTS=parts, WORDS=words, PACKED=packed, RANK=rank, RANKS=len(inboxes), ROWS=len(calls),
-        num_warps=num_warps or max(1, min(16, words * packed // 512)), **overlap(residual),
+        num_warps=num_warps or max(8, min(16, words * packed // 512)), **overlap(residual),
     )  # fmt: skip
     return out, residual
 
