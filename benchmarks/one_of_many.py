@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from unittest import mock
 
 import torch
 
 from nanoflow.core.config import Config
-from nanoflow.core.parallel import Group, ParallelContext
+from nanoflow.core.parallel import ParallelContext
+from nanoflow.core.rehearsal import Echo
 from nanoflow.core.team import Team
 
 
-class Silent(Group):
+@dataclass(frozen=True)
+class Silent(Echo):
     """Of a rank that takes its own part for the sum, and itself for all others. Its tokens mean nothing.
 
-    Args:
-        size: number of ranks that it stands for.
+    Attributes:
         most_bytes: of sums that are left to norms, as in `OneShotGroup`; for GPUs.
     """
 
-    def __init__(self, size: int, most_bytes: int) -> None:
-        self.size, self.most_bytes = size, most_bytes
-
-    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        return x
-
-    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x] * self.size, -1)
+    most_bytes: int
 
     def sums_in_norm(self, num_rows: int, size: int, dtype: torch.dtype) -> bool:
         return num_rows * size * dtype.itemsize <= self.most_bytes
@@ -38,9 +33,6 @@ class Silent(Group):
         from nanoflow.core.kernels.norm import add_rms_norm
 
         return add_rms_norm(x, residual_TD, weight_D, eps)
-
-    def broadcast(self, x: torch.Tensor) -> None:
-        pass
 
 
 def one_of(size: int) -> AbstractContextManager[object]:

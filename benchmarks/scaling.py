@@ -128,8 +128,8 @@ def table(rows: list[dict[str, Any]], workloads: list[str]) -> str:
     head = ["GPUs", "sums", "start", *workloads]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        sums = f"in norms to {row['one_shot_kib']} KiB" if row["one_shot_kib"] else "NCCL" if row["gpus"] > 1 else ""
-        sums = sums.replace("NCCL", "none") if row["alone"] else sums
+        by_default = "" if row["gpus"] == 1 else "none" if row["alone"] else "NCCL"
+        sums = f"in norms to {row['one_shot_kib']} KiB" if row["one_shot_kib"] else by_default
         figures = [figure(rows[0], row, name) for name in workloads]
         gpus = f"1 of {row['gpus']}" if row["alone"] else str(row["gpus"])
         lines.append([gpus, sums, f"{row['start_s']} s" if "start_s" in row else "", *figures])
