@@ -31,6 +31,7 @@ def norm_rotate_store(
     query_TNH = torch.empty((num_tokens, num_heads, head_dim), dtype=qkv_TE.dtype, device=qkv_TE.device)
     if num_tokens == 0:
         return query_TNH
+    # What was fastest on an H100 in steps of 32 to 256 rows, and for 8,192.
     heads, num_warps = (2, 1) if num_tokens <= 64 else (8, 4) if num_tokens <= 1024 else (32, 1)
     _norm_rotate_store[(num_tokens, triton.cdiv(all_heads, heads))](
         qkv_TE, p.q_weight_H, p.k_weight_H, p.cos_LH, p.sin_LH, p.positions_T, slots_T, query_TNH, key_BPKH, value_BPKH,
