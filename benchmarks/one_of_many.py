@@ -10,6 +10,7 @@ import torch
 
 from nanoflow.core.config import Config
 from nanoflow.core.parallel import ParallelContext
+from nanoflow.core.process_group import ONE_SHOT_KIB
 from nanoflow.core.rehearsal import Echo
 from nanoflow.core.team import Team
 
@@ -39,7 +40,8 @@ def one_of(size: int) -> AbstractContextManager[object]:
     """Within it, engines of one rank are built as rank 0 of so many."""
 
     def form_team(config: Config) -> Team:
-        group = Silent(size, config.engine.one_shot_kib * 1024)
+        kib = config.engine.one_shot_kib
+        group = Silent(size, 1024 * (ONE_SHOT_KIB if kib is None else kib))
         # With a local rank, as under torchrun: this host needs no GPUs for the others.
         return Team(ParallelContext(0, size, group), None, local_rank=0)
 

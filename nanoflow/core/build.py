@@ -185,7 +185,7 @@ def build_runner(
     options, device, limits = config.engine, plan.device, plan.limits
     if device.type == "cuda" and team.parallel.size > 1:
         torch.cuda.set_device(device)
-    team.connect(device, options.one_shot_kib * 1024)
+    team.connect(device, options.one_shot_kib)
     parallel = team.parallel
     model_entry, model_options = registry.model_for(config.model, plan.hf_config.get("architectures") or [])
     model_context = ModelContext(plan.hf_config, plan.dtype, device, plan.max_model_len, parallel)

@@ -242,9 +242,10 @@ class EngineConfig:
     gpu_memory_utilization: float = option(0.9, "share of the GPU's memory that this engine may use, in (0, 1]")
     load_format: str = option("auto", "auto: the checkpoint's weights | dummy: random ones, config.json is enough")
     tensor_parallel_size: int = option(1, "ranks that share each layer, with a GPU each; on a CPU they are processes")
-    one_shot_kib: int = option(
-        0, "KiB up to which GPUs of one host make a layer's sum and the norm behind it in one kernel; 0: sums by NCCL"
-    )
+    one_shot_kib: int | None = option(
+        None, "KiB up to which a layer's sum and the norm behind it are one kernel, over memory that GPUs of one host "
+        "share; 0: sums by NCCL; null: 512, or 0 where they can't",
+    )  # fmt: skip
     enforce_eager: bool = option(False, "run steps kernel by kernel instead of as CUDA graphs")
     graph_sizes: list[int] | None = option(None, "batch sizes to capture decode steps for; null: up to max_num_seqs")
     graph_tokens: list[int] | None = option(
@@ -270,7 +271,7 @@ class EngineConfig:
             require(value is None or (is_int(value) and value >= 1), f"engine.{name}", value, "an integer >= 1 or null")
         size, most = self.tensor_parallel_size, self.one_shot_kib
         require(is_int(size) and size >= 1, "engine.tensor_parallel_size", size, "an integer >= 1")
-        require(is_int(most) and most >= 0, "engine.one_shot_kib", most, "an integer >= 0")
+        require(most is None or (is_int(most) and most >= 0), "engine.one_shot_kib", most, "an integer >= 0 or null")
         require(isinstance(self.device, str), "engine.device", self.device, "auto, cpu, cuda or cuda:N")
         require(is_int(self.seed), "engine.seed", self.seed, "an integer")
         require(

@@ -19,11 +19,12 @@ from nanoflow.core.errors import ConfigError
 from nanoflow.core.parallel import Group
 
 LONGEST = timedelta(minutes=10)  # that ranks may be apart, when one of them compiles kernels
+ONE_SHOT_KIB = 512  # by default; up to there sums fused with norms were faster on two H200s
 MOST_ROWS = 1024  # of a sum by `OneShotGroup`; a power of two
 
 
 def make_group(
-    rank: int, size: int, store: dist.Store, device: torch.device, one_shot_bytes: int, *, is_local: bool
+    rank: int, size: int, store: dist.Store, device: torch.device, one_shot_kib: int | None, *, is_local: bool
 ) -> ProcessGroup:
     """Connect to the other ranks, which call this too.
 
@@ -31,11 +32,11 @@ def make_group(
         rank, size: this one's place.
         store: where ranks find each other; nobody else may use it.
         device: of the tensors.
-        one_shot_bytes: as in `OneShotGroup`; 0 for none.
+        one_shot_kib: as in the engine's options.
         is_local: whether all ranks are on this host.
 
     Raises:
-        ConfigError: there is no symmetric memory here.
+        ConfigError: `one_shot_kib` asks for symmetric memory, and there is none here.
     """
     if device.type == "cpu":
         options = dist.ProcessGroupGloo._Options()
@@ -51,13 +52,29 @@ def make_group(
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = LONGEST
     nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
-    if not one_shot_bytes:
+    if one_shot_kib == 0 or (one_shot_kib is None and not is_local):
         return ProcessGroup(nccl, size)
+    group, problem = None, ""
     try:
-        return OneShotGroup(nccl, rank, size, dist.PrefixStore("one_shot", store), device, one_shot_bytes)
+        most_bytes = 1024 * (ONE_SHOT_KIB if one_shot_kib is None else one_shot_kib)
+        group = OneShotGroup(nccl, rank, size, dist.PrefixStore("one_shot", store), device, most_bytes)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"engine.one_shot_kib can't be used with these GPUs ({reason}); set it to 0.") from error
+        problem = str(error).splitlines()[0].rstrip(".")
+    problems = exchanged(problem, rank, size, dist.PrefixStore("problem", store))
+    if group is not None and not any(problems):
+        return group
+    if group is not None:
+        group.unregister()
+    if one_shot_kib is None:
+        return ProcessGroup(nccl, size)
+    reason = next(filter(None, problems))
+    raise ConfigError(f"engine.one_shot_kib can't be used with these GPUs ({reason}); set it to 0.")
+
+
+def exchanged(text: str, rank: int, size: int, store: dist.Store) -> list[str]:
+    """The texts of all ranks, which call this too, in their order."""
+    store.set(str(rank), text)
+    return [store.get(str(other)).decode() for other in range(size)]
 
 
 class ProcessGroup(Group):
@@ -114,7 +131,6 @@ class OneShotGroup(ProcessGroup):
     ) -> None:  # fmt: skip
         super().__init__(backend, size)
         from torch._C import _distributed_c10d as c10d
-        from torch.distributed import _symmetric_memory as symmetric
 
         self.rank, self.most_bytes = rank, most_bytes
         self.name = store.get("name").decode() if rank else f"nanoflow-{os.getpid()}-{id(self)}"
@@ -126,8 +142,19 @@ class OneShotGroup(ProcessGroup):
         group._set_group_name(self.name)
         c10d._register_process_group(self.name, group)
         self.unregister = partial(c10d._unregister_process_group, self.name)
-        c10d._SymmetricMemory.set_group_info(self.name, rank, size, dist.PrefixStore("memory", store))
-        self.inbox = symmetric.empty(2, size, most_bytes // 4, dtype=torch.int64, device=device).zero_()
+        try:
+            self._open(rank, size, dist.PrefixStore("memory", store), device)
+        except RuntimeError:
+            self.unregister()
+            raise
+
+    def _open(self, rank: int, size: int, store: dist.Store, device: torch.device) -> None:
+        """Make the inbox, and learn where those of the others are."""
+        from torch._C import _distributed_c10d as c10d
+        from torch.distributed import _symmetric_memory as symmetric
+
+        c10d._SymmetricMemory.set_group_info(self.name, rank, size, store)
+        self.inbox = symmetric.empty(2, size, self.most_bytes // 4, dtype=torch.int64, device=device).zero_()
         torch.cuda.synchronize(device)  # before others get to know of it and write there
         self.handle = symmetric.rendezvous(self.inbox, self.name)
         offset = self.inbox.data_ptr() - self.handle.buffer_ptrs[rank]  # of the tensor in its allocation

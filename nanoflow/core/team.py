@@ -46,14 +46,14 @@ class Team:
         self.is_local = local_rank is None
         self.local_rank = parallel.rank if local_rank is None else local_rank
 
-    def connect(self, device: torch.device, one_shot_bytes: int) -> None:
+    def connect(self, device: torch.device, one_shot_kib: int | None) -> None:
         """Make the group; all ranks have to do it. Arguments as in `make_group`."""
         if self.store is not None:
             from nanoflow.core.process_group import make_group
 
             self.least(0)  # making it waits for ever for a rank that is gone
             place = self.parallel.rank, self.parallel.size
-            group = make_group(*place, self.store, device, one_shot_bytes, is_local=self.is_local)
+            group = make_group(*place, self.store, device, one_shot_kib, is_local=self.is_local)
             self.parallel = ParallelContext(*place, group)
 
     def least(self, number: int) -> int:

@@ -31,7 +31,7 @@ def work(rank: int, size: int, port: int) -> None:
     torch.cuda.set_device(rank)
     device = torch.device("cuda", rank)
     store = dist.TCPStore("127.0.0.1", port, size, is_master=False)
-    group = make_group(rank, size, store, device, MOST_BYTES, is_local=True)
+    group = make_group(rank, size, store, device, MOST_BYTES // 1024, is_local=True)
     assert isinstance(group, OneShotGroup)
     with torch.inference_mode():
         for dtype in DTYPES:
