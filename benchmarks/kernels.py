@@ -268,7 +268,9 @@ class Model:
                 cache = self.attention.cache(layer) if whole else self.cache
                 q = norm_rotate_store(projection, self.positions, cache[0], cache[1])
                 q = self.attention.attend(layer, q) if whole else q
-            x = linear.linear(q.flatten(1), o_proj, may_split=True)
+            x = None
+            if linear.added_linear(q.flatten(1), o_proj, None, residual) is None:
+                x = linear.linear(q.flatten(1), o_proj, may_split=True)
             x, residual = self.normed(x, residual, gate_up, True)
             x = linear.linear(x, down, may_split=True)
         return linear.linear(add_rms_norm(x, residual, self.norm, 1e-6)[0], self.head)

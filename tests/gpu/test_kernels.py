@@ -11,6 +11,7 @@ import torch.nn.functional as F
 pytest.importorskip("triton")
 
 from nanoflow.core.interfaces import ModelContext
+from nanoflow.core.kernels.few_rows import Few
 from nanoflow.core.kernels.linear import Tile, Vector
 from nanoflow.core.layers import Embedding, Experts, GatedLinear, Linear, RMSNorm
 from nanoflow.core.sampler import Filters, sample
@@ -54,6 +55,17 @@ def test_vector(
     outputs: int, size: int, gated: bool, normed: bool, bias: bool, setting: Vector, dtype: torch.dtype
 ) -> None:
     checks.check_vector(outputs, size, gated, normed, bias, setting, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows", [2, 5, 8])
+@pytest.mark.parametrize(
+    ("outputs", "size", "gated", "normed"),
+    [(4096, 1024, False, True), (6140, 1024, True, True), (1024, 1536, False, False), (1000, 2048, False, False)],
+)
+def test_few_rows(rows: int, outputs: int, size: int, gated: bool, normed: bool, dtype: torch.dtype) -> None:
+    for values in ((16, 8), (32, 4)):
+        checks.check_few(rows, outputs, size, gated, normed, not gated, Few(*values), dtype, "cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

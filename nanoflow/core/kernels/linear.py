@@ -3,7 +3,7 @@
 Decoding multiplies 1 to some 64 rows with every weight of the model. That reads memory and computes next to nothing,
 so that what counts is to have enough reads in flight on every multiprocessor, from the first moment on. Two kernels:
 one for a single row without tensor cores, whose first weights are on their way before the kernel before has ended, and
-one for a few rows, padded to what tensor cores take.
+one for a few rows, padded to what tensor cores take; `few_rows` has a third, for 2 to 8 rows of small models.
 
 Both can take in what stands around a product in a transformer: `gate`, SiLU of the first half of the outputs times the
 second half, and the single-row one also residual addition and RMS norm before it.
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from nanoflow.core.kernels.few_rows import few_linear, few_setting
 from nanoflow.core.kernels.gate import gated, silu_mul
 from nanoflow.core.kernels.launch import has_room, let_next_start, overlap, prefetch, wait_for_previous
 from nanoflow.core.kernels.product import product
@@ -70,6 +71,9 @@ def linear(
             vector = vector_setting(weight_NK.shape[0], size, gate=gate, normed=False)
             return vector_linear(x_MK, weight_NK, bias_N, vector, gate=gate)[0]
         may_split = may_split and bias_N is None and not gate
+        few = few_setting(num_rows, weight_NK.shape[0], size, gate=gate)
+        if few is not None and not may_split and has_room(x_MK.device):
+            return few_linear(x_MK, weight_NK, bias_N, few, gate=gate)
         tile = tile_setting(num_rows, weight_NK.shape[0], size, gate=gate, may_split=may_split)
         if tile is not None and has_room(x_MK.device):
             return tile_linear(x_MK, weight_NK, bias_N, tile, gate=gate)
@@ -83,12 +87,27 @@ def normed_linear(
 ) -> tuple[torch.Tensor, torch.Tensor] | None:  # fmt: skip
     """`linear` of the norm of x + residual in one kernel, and the new residual; None where two kernels are faster."""
     num_rows, size = residual_MK.shape
+    if x is None and residual_MK.dtype == torch.bfloat16 and has_room(residual_MK.device):
+        # Not in float16, where x times the norm's weight, which comes before its scale, may be too large.
+        few = few_setting(num_rows, weight_NK.shape[0], size, gate=gate)
+        if few is not None:
+            return few_linear(residual_MK, weight_NK, bias_N, few, gate=gate, norm=(norm_K, eps)), residual_MK
     if num_rows != 1 or residual_MK.dtype.itemsize != 2 or size % 16 or (x is not None and x.dim() == 3):
         return None
     setting = vector_setting(weight_NK.shape[0], size, gate=gate, normed=True)
     if x is None:
         return vector_linear(residual_MK, weight_NK, bias_N, setting, gate=gate, norm=(norm_K, eps))[0], residual_MK
     return vector_linear(x, weight_NK, bias_N, setting, gate=gate, norm=(norm_K, eps), residual_MK=residual_MK)
+
+
+def added_linear(
+    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, residual_MN: torch.Tensor
+) -> torch.Tensor | None:
+    """`linear` added to the residual, in its place, in one kernel; None where two kernels are faster."""
+    if x_MK.dtype.itemsize != 2 or not has_room(x_MK.device):
+        return None
+    few = few_setting(len(x_MK), *weight_NK.shape, add=True)
+    return None if few is None else few_linear(x_MK, weight_NK, bias_N, few, residual_MN=residual_MN)
 
 
 def vector_setting(num_outputs: int, size: int, *, gate: bool, normed: bool) -> Vector:

@@ -2,7 +2,8 @@
 
 Attention and feed-forward stand behind a norm each and are added to the residual. The sum of what a block gave and the
 residual is left to the norm of the next one, which may fuse the two. So a block takes its norm, what the block before
-gave and the residual, and returns what it gives itself and the residual that this is yet to be added to.
+gave and the residual, and returns what it gives itself and the residual that this is yet to be added to (None, if a
+kernel has done so).
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ class Attention(nn.Module):
     def forward(
         self, norm: RMSNorm, x: torch.Tensor | RankSummands | None, residual: torch.Tensor, rotation: Rotation,
         attention: AttentionBackend,
-    ) -> tuple[torch.Tensor | RankSummands, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor | RankSummands | None, torch.Tensor]:  # fmt: skip
         qkv, residual = self.qkv_proj.normed(norm, x, residual)
         out = attend(qkv, self.q_norm, self.k_norm, rotation, attention, self.layer)
-        return self.o_proj.summands(out.flatten(-2)), residual
+        return self.o_proj.added(out.flatten(-2), residual)
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         found = self.qkv_proj.weights(prefix) | self.o_proj.weights(prefix)
@@ -72,7 +73,7 @@ class FeedForward(nn.Module):
         self.down_proj = RowParallelLinear(context, inner, {"down_proj": hidden}, bias)
 
     def forward(
-        self, norm: RMSNorm, x: torch.Tensor | RankSummands, residual: torch.Tensor
+        self, norm: RMSNorm, x: torch.Tensor | RankSummands | None, residual: torch.Tensor
     ) -> tuple[torch.Tensor | RankSummands, torch.Tensor]:
         gated, residual = self.gate_up_proj.normed(norm, x, residual)
         return self.down_proj.summands(gated), residual

@@ -51,7 +51,7 @@ class Experts(nn.Module):
         self.down_XDF = nn.Parameter(down, requires_grad=False)
 
     def forward(
-        self, norm: RMSNorm, x: torch.Tensor | RankSummands, residual: torch.Tensor
+        self, norm: RMSNorm, x: torch.Tensor | RankSummands | None, residual: torch.Tensor
     ) -> tuple[torch.Tensor | RankSummands, torch.Tensor]:
         hidden_TD, residual = norm.add(x, residual)
         logits_TX = self.router(hidden_TD)

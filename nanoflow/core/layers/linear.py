@@ -52,6 +52,20 @@ class Linear(nn.Module):
             return linear(x_TD, self.weight, self.bias, gate=self.gate, may_split=True)
         return self(x_TD)
 
+    def added(
+        self, x_TD: torch.Tensor, residual_TD: torch.Tensor
+    ) -> tuple[torch.Tensor | RankSummands | None, torch.Tensor]:
+        """The result and the residual that it is yet to be added to, as `RMSNorm.add` takes them: None if it has been.
+
+        May overwrite the residual.
+        """
+        if x_TD.is_cuda and self.parallel.size == 1:
+            from nanoflow.core.kernels.linear import added_linear
+
+            if (total := added_linear(x_TD, self.weight, self.bias, residual_TD)) is not None:
+                return None, total
+        return self.summands(x_TD), residual_TD
+
     def normed(
         self, norm: RMSNorm, x: torch.Tensor | RankSummands | None, residual_TD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from nanoflow.core.graphs import RowState, gather_rows
-from nanoflow.core.kernels import experts, gate, linear, norm, ranks, rotary, sampling
+from nanoflow.core.kernels import experts, few_rows, gate, linear, norm, ranks, rotary, sampling
 from nanoflow.core.kernels import logits as kernels_logits
 from nanoflow.core.kernels import rows as kernels_rows
 from nanoflow.core.kernels.filters import thresholds
@@ -157,6 +157,26 @@ def check_vector(
     y, total = linear.vector_linear(x, weight, b, setting, **options)
     assert total is None
     close(y, product(F.rms_norm(x.float(), (size,), norm_weight.float(), 1e-6), weight, b, gated), dtype)
+
+
+def check_few(
+    rows: int, outputs: int, size: int, gated: bool, normed: bool, bias: bool, setting: few_rows.Few,
+    dtype: torch.dtype, device: str,
+) -> None:  # fmt: skip
+    x = strided(rows, size, dtype=dtype, device=device, seed=1)
+    weight = strided(outputs, size, dtype=dtype, device=device, seed=2) / size**0.5
+    b = random(outputs, dtype=dtype, device=device, seed=3) if bias else None
+    norm_weight = random(size, dtype=dtype, device=device, seed=4)
+    hidden = F.rms_norm(x.float(), (size,), norm_weight.float(), 1e-6).to(dtype) if normed else x
+    expected = product(hidden.float(), weight, b, gated)
+    options = {"gate": gated, "norm": (norm_weight, 1e-6) if normed else None}
+    poison(device)
+    close(few_rows.few_linear(x, weight, b, setting, **options), expected, dtype)
+    if not gated:
+        residual = random(rows, outputs, dtype=dtype, device=device, seed=5)
+        total = residual.float() + expected.to(dtype).float()
+        assert few_rows.few_linear(x, weight, b, setting, **options, residual_MN=residual) is residual
+        close(residual, total, dtype)
 
 
 def check_tile(

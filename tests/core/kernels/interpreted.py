@@ -10,6 +10,7 @@ import torch
 
 from nanoflow.core.kernels import ranks
 from nanoflow.core.kernels.experts import GroupedTile
+from nanoflow.core.kernels.few_rows import Few
 from nanoflow.core.kernels.linear import Tile, Vector
 from tests.core.kernels import checks
 
@@ -75,6 +76,15 @@ def test_rotary(
 @pytest.mark.parametrize(("outputs", "size"), [(22, 80), (6, 64)])
 def test_vector(outputs: int, size: int, gated: bool, normed: bool, bias: bool, dtype: torch.dtype) -> None:
     checks.check_vector(outputs, size, gated, normed, bias, Vector(4, 64, 4), dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter can't multiply bfloat16 matrices
+@pytest.mark.parametrize(("gated", "normed", "bias"), [(False, True, True), (True, True, False), (False, False, False)])
+@pytest.mark.parametrize(("rows", "outputs", "size"), [(2, 44, 80), (8, 24, 256), (5, 16, 144)])
+def test_few_rows(
+    rows: int, outputs: int, size: int, gated: bool, normed: bool, bias: bool, dtype: torch.dtype
+) -> None:
+    checks.check_few(rows, outputs, size, gated, normed, bias, Few(16, 4), dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter can't multiply bfloat16 matrices
