@@ -111,6 +111,35 @@ class ProcessGroup(Group):
         self.backend = None  # the end of its threads is waited for
 
 
+class Renumbered(dist.Store):
+    """A store for one group's symmetric memory, for which PyTorch numbers exchanges through the whole process.
+
+    Ranks whose processes have had different many, in engines before, would wait for each other's keys for ever. So an
+    exchange gets the number that it has in this store.
+
+    Args:
+        store: what to keep its keys "NAME/NUMBER/RANK" in.
+    """
+
+    def __init__(self, store: dist.Store) -> None:
+        super().__init__()
+        self.store = store
+        self.numbers: dict[str, int] = {}
+
+    def set(self, key: str, value: bytes) -> None:
+        self.store.set(self._key(key), value)
+
+    def get(self, key: str) -> bytes:
+        return self.store.get(self._key(key))
+
+    def wait(self, keys: list[str], *timeout: timedelta) -> None:
+        self.store.wait([self._key(key) for key in keys], *timeout)
+
+    def _key(self, key: str) -> str:
+        exchange, rank = key.rsplit("/", 1)
+        return f"{self.numbers.setdefault(exchange, len(self.numbers))}/{rank}"
+
+
 class OneShotGroup(ProcessGroup):
     """NCCL, but small sums that a norm follows are made with it in one kernel, `kernels.ranks`.
 
@@ -153,7 +182,8 @@ class OneShotGroup(ProcessGroup):
         from torch._C import _distributed_c10d as c10d
         from torch.distributed import _symmetric_memory as symmetric
 
-        c10d._SymmetricMemory.set_group_info(self.name, rank, size, store)
+        self.store = Renumbered(store)  # kept: its methods are Python's
+        c10d._SymmetricMemory.set_group_info(self.name, rank, size, self.store)
         self.inbox = symmetric.empty(2, size, self.most_bytes // 4, dtype=torch.int64, device=device).zero_()
         torch.cuda.synchronize(device)  # before others get to know of it and write there
         self.handle = symmetric.rendezvous(self.inbox, self.name)

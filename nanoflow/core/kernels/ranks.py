@@ -91,7 +91,8 @@ def _sum_add_rms_norm(
         if rank != RANK:
             inbox = tl.load(inboxes_ptr + rank).to(tl.pointer_type(tl.int64))
             tl.store(inbox + RANK * most_words + place, words, mask=sent, cache_modifier=".wt")
-    # Every counter but this row's is read by no other program of this call.
+    # Every counter but this row's is read by no other program of this call. This row's is read by each thread.
+    tl.debug_barrier()
     rows = tl.arange(0, ROWS)
     tl.store(calls_ptr + rows, tl.zeros([ROWS], tl.int32) + call, mask=rows % tl.num_programs(0) == row)
     residual = tl.load(residual_ptr + row * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
