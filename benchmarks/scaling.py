@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen3-8b", help="a bundled name, a folder or a Hub id")
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2], help="numbers of GPUs")
-    parser.add_argument("--one-shot", nargs="+", type=int, default=[0], help="values of engine.one_shot_kib")
+    parser.add_argument("--one-shot", nargs="+", type=int, default=[0, 512], help="values of engine.one_shot_kib")
     parser.add_argument("--alone", nargs="+", type=int, default=[], help="one rank of so many, on one GPU by itself")
     parser.add_argument("--workloads", nargs="+", default=["decode-1", "decode-64", "offline256"])
     parser.add_argument("--repeats", type=int, default=2)

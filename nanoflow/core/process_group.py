@@ -56,7 +56,7 @@ def make_group(
         return ProcessGroup(nccl, size)
     group, problem = None, ""
     try:
-        most_bytes = 1024 * (ONE_SHOT_KIB if one_shot_kib is None else one_shot_kib)
+        most_bytes = one_shot_bytes(one_shot_kib)
         group = OneShotGroup(nccl, rank, size, dist.PrefixStore("one_shot", store), device, most_bytes)
     except RuntimeError as error:
         problem = str(error).splitlines()[0].rstrip(".")
@@ -69,6 +69,11 @@ def make_group(
         return ProcessGroup(nccl, size)
     reason = next(filter(None, problems))
     raise ConfigError(f"engine.one_shot_kib can't be used with these GPUs ({reason}); set it to 0.")
+
+
+def one_shot_bytes(one_shot_kib: int | None) -> int:
+    """Bytes up to which sums are left to norms: what the engine's option says, or its default."""
+    return 1024 * (ONE_SHOT_KIB if one_shot_kib is None else one_shot_kib)
 
 
 def exchanged(text: str, rank: int, size: int, store: dist.Store) -> list[str]:

@@ -26,6 +26,7 @@ from nanoflow.core import build, checkpoint
 from nanoflow.core.config import Config
 from nanoflow.core.imagined import GPU, Kernel, imagined
 from nanoflow.core.parallel import Group, ParallelContext
+from nanoflow.core.process_group import one_shot_bytes
 from nanoflow.core.registry import Registry
 from nanoflow.core.team import Team
 
@@ -39,9 +40,15 @@ MOST_PROCESSES = 32
 
 @dataclass(frozen=True)
 class Echo(Group):
-    """Other ranks that have the same as this one."""
+    """Other ranks that have the same as this one, for which sums take this one's part. Its tokens mean nothing.
+
+    Attributes:
+        size: number of ranks.
+        most_bytes: of sums that are left to norms.
+    """
 
     size: int
+    most_bytes: int
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -52,10 +59,21 @@ class Echo(Group):
     def broadcast(self, x: torch.Tensor) -> None:
         pass
 
+    def sums_in_norm(self, num_rows: int, size: int, dtype: torch.dtype) -> bool:
+        return num_rows * size * dtype.itemsize <= self.most_bytes
+
+    def sum_add_norm(
+        self, x: torch.Tensor, residual_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from nanoflow.core.kernels.norm import add_rms_norm
+
+        return add_rms_norm(x, residual_TD, weight_D, eps)
+
 
 def rehearse(config: Config, plan: build.Plan, gpu: GPU, num_ranks: int) -> list[Kernel]:
     """The kernels that rank 0 launches until its engine is built; tells why if it doesn't come to an end."""
-    team = Team(ParallelContext(0, num_ranks, Echo(num_ranks) if num_ranks > 1 else None), None)
+    echo = Echo(num_ranks, one_shot_bytes(config.engine.one_shot_kib)) if num_ranks > 1 else None
+    team = Team(ParallelContext(0, num_ranks, echo), None)
     hf_config = build.HFConfig(plan.hf_config)
     if (hf_config.get("num_hidden_layers") or 0) > LAYERS:
         hf_config["num_hidden_layers"] = LAYERS
