@@ -19,6 +19,7 @@ from nanoflow.core.errors import ConfigError
 from nanoflow.core.parallel import Group
 
 LONGEST = timedelta(minutes=10)  # that ranks may be apart, when one of them compiles kernels
+SOON = timedelta(seconds=60)  # ... and when they have just met
 ONE_SHOT_KIB = 512  # by default; up to there sums fused with norms were faster on two H200s
 MOST_ROWS = 1024  # of a sum by `OneShotGroup`; a power of two
 
@@ -120,7 +121,7 @@ class Renumbered(dist.Store):
     """A store for one group's symmetric memory, for which PyTorch numbers exchanges through the whole process.
 
     Ranks whose processes have had different many, in engines before, would wait for each other's keys for ever. So an
-    exchange gets the number that it has in this store.
+    exchange gets the number that it has in this store. PyTorch calls it from C++.
 
     Args:
         store: what to keep its keys "NAME/NUMBER/RANK" in.
@@ -137,11 +138,11 @@ class Renumbered(dist.Store):
     def get(self, key: str) -> bytes:
         return self.store.get(self._key(key))
 
-    def wait(self, keys: list[str], *timeout: timedelta) -> None:
-        self.store.wait([self._key(key) for key in keys], *timeout)
+    def wait(self, keys: list[str], timeout: timedelta = SOON) -> None:
+        self.store.wait([self._key(key) for key in keys], timeout)
 
     def _key(self, key: str) -> str:
-        exchange, rank = key.rsplit("/", 1)
+        exchange, _, rank = key.rpartition("/")
         return f"{self.numbers.setdefault(exchange, len(self.numbers))}/{rank}"
 
 
@@ -170,24 +171,25 @@ class OneShotGroup(ProcessGroup):
         self.name = store.get("name").decode() if rank else f"nanoflow-{os.getpid()}-{id(self)}"
         if rank == 0:
             store.set("name", self.name)
-        # Symmetric memory knows groups by their names, in PyTorch's registry.
-        group = dist.ProcessGroup(dist.PrefixStore("group", store), rank, size)
+        # Symmetric memory knows groups by their names, in PyTorch's registry. Which of a group's stores ranks find each
+        # other by depends on PyTorch's version.
+        self.store = Renumbered(dist.PrefixStore("memory", store))  # kept, since its methods are Python's
+        group = dist.ProcessGroup(self.store, rank, size)
         group._register_backend(device, dist.ProcessGroup.BackendType.NCCL, backend)
         group._set_group_name(self.name)
         c10d._register_process_group(self.name, group)
         self.unregister = partial(c10d._unregister_process_group, self.name)
         try:
-            self._open(rank, size, dist.PrefixStore("memory", store), device)
+            self._open(rank, size, device)
         except RuntimeError:
             self.unregister()
             raise
 
-    def _open(self, rank: int, size: int, store: dist.Store, device: torch.device) -> None:
+    def _open(self, rank: int, size: int, device: torch.device) -> None:
         """Make the inbox, and learn where those of the others are."""
         from torch._C import _distributed_c10d as c10d
         from torch.distributed import _symmetric_memory as symmetric
 
-        self.store = Renumbered(store)  # kept: its methods are Python's
         c10d._SymmetricMemory.set_group_info(self.name, rank, size, self.store)
         self.inbox = symmetric.empty(2, size, self.most_bytes // 4, dtype=torch.int64, device=device).zero_()
         torch.cuda.synchronize(device)  # before others get to know of it and write there

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+import pytest
 from torch.distributed import HashStore, PrefixStore
 
 from nanoflow.core.process_group import Renumbered, exchanged
@@ -29,3 +30,10 @@ def test_exchanges_are_numbered_by_the_store() -> None:
             other = 1 - rank
             PrefixStore(keys[rank], ranks[rank]).wait([str(other)], timedelta(seconds=5))
             assert PrefixStore(keys[rank], ranks[rank]).get(str(other)) == f"{exchange} {other}".encode()
+
+
+def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Renumbered.wait, "__defaults__", (timedelta(seconds=0.1),))
+    ranks = Renumbered(HashStore())
+    with pytest.raises(RuntimeError, match="timeout"):
+        PrefixStore("CUDASymmetricMemory/0", ranks).wait(["1"])
