@@ -21,6 +21,7 @@ from nanoflow.core.parallel import Group
 LONGEST = timedelta(minutes=10)  # that ranks may be apart, when one of them compiles kernels
 SOON = timedelta(seconds=60)  # ... and when they have just met
 ONE_SHOT_KIB = 512  # by default; up to there sums fused with norms were faster on two H200s
+MOST_DIRECT = 256 * 1024  # bytes that all ranks send all others, if there are more than two; by reckoning
 MOST_ROWS = 1024  # of a sum by `OneShotGroup`; a power of two
 
 
@@ -211,9 +212,11 @@ class OneShotGroup(ProcessGroup):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         from nanoflow.core.kernels.ranks import sum_add_rms_norm
 
+        owned = self.size > 2 and len(residual_TD) >= self.size and residual_TD.nbytes > MOST_DIRECT
         return sum_add_rms_norm(
-            x, residual_TD, weight_D, eps, self.inboxes, self.calls, self.left, self.rank, self.inbox.shape[-1]
-        )
+            x, residual_TD, weight_D, eps, self.inboxes, self.calls, self.left, self.rank, self.inbox.shape[-1],
+            owned=owned,
+        )  # fmt: skip
 
     def close(self) -> None:
         # Kernels may wait for a rank that is gone, and whoever frees memory for them. A copy can run beside them.

@@ -92,8 +92,9 @@ def check_sums(
         total = residual.float() + sum(x.float().reshape(-1, rows, size).sum(0) for x in xs)
         poison(device)
         out, summed = ranks.sum_add_rms_norm(
-            xs[rank], residual, weight, 1e-6, addresses, counter, left, rank, most_words
-        )
+            xs[rank], residual, weight, 1e-6, addresses, counter, left, rank, most_words,
+            owned=rows >= len(addresses) and number % 2 == 0,
+        )  # fmt: skip
         close(summed, total, dtype)
         close(out, F.rms_norm(total.to(dtype).float(), (size,), weight.float(), 1e-6), dtype)
     assert counter.tolist() == [len(calls)] * len(counter)

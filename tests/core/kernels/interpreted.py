@@ -25,10 +25,10 @@ def test_norm(rows: int, size: int, parts: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_sum_over_ranks(size: int, dtype: torch.dtype) -> None:
-    """Ranks as processes, with calls of different shapes one after the other."""
-    calls = [(3, 70, 1), (1, 70, 2), (4, 34, 3), (2, 100, 1), (1, 8, 1), (4, 100, 2)]
+    """Ranks as processes, with calls of different shapes one after the other; rows have owners in every other one."""
+    calls = [(3, 70, 1), (1, 70, 2), (4, 34, 3), (2, 100, 1), (1, 8, 1), (4, 100, 2), (7, 50, 1), (3, 20, 1), (8, 4, 3)]
     inboxes = torch.zeros(size, 2, size, 400, dtype=torch.int64).share_memory_()
     addresses = torch.tensor([inbox.data_ptr() for inbox in inboxes])
     processes = [
