@@ -61,7 +61,7 @@ def make_group(
         most_bytes = one_shot_bytes(one_shot_kib)
         group = OneShotGroup(nccl, rank, size, dist.PrefixStore("one_shot", store), device, most_bytes)
     except RuntimeError as error:
-        problem = str(error).splitlines()[0].rstrip(".")
+        problem = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
     problems = exchanged(problem, rank, size, dist.PrefixStore("problem", store))
     if group is not None and not any(problems):
         return group
