@@ -17,6 +17,7 @@ from torch.distributed import TCPStore
 pytest.importorskip("triton")
 
 from nanoflow import LLM, SamplingParams
+from nanoflow.core.process_group import OneShotGroup
 from tests.core.checkpoints import Oracle
 from tests.core.running import check, engine_of, tokens
 from tests.gpu import sums
@@ -33,6 +34,11 @@ def start(oracle: Oracle, size: int, **options: Any) -> LLM:
     defaults = {"device": "cuda", "dtype": "float32", "num_kv_blocks": 512, "block_size": 16, "max_model_len": 512,
                 "max_num_seqs": 8, "max_num_batched_tokens": 48}  # fmt: skip
     return LLM(str(oracle("bard").folder), tensor_parallel_size=size, **{**defaults, **options})
+
+
+def has_fused_sums(llm: LLM) -> bool:
+    """Otherwise they are NCCL's, as they are where GPUs can't share memory."""
+    return isinstance(engine_of(llm).runner.team.parallel.group, OneShotGroup)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -61,6 +67,7 @@ def test_sums_fused_with_norms(size: int) -> None:
 def test_greedy_float32_is_exact(oracle: Oracle, size: int, options: dict[str, Any], overlap: bool) -> None:
     with start(oracle, size, overlap=overlap, **options) as llm:
         assert (engine_of(llm).runner.graphs is None) == ("enforce_eager" in options)
+        assert has_fused_sums(llm) == (options.get("one_shot_kib") != 0)
         for _ in range(2):  # the second time from the prefix cache
             check(llm, oracle("bard"))
         assert llm.stats.num_hit_tokens > 0
@@ -98,6 +105,7 @@ def test_sampling_is_that_of_one_gpu(oracle: Oracle) -> None:
 KILL = """
 import os, signal
 from nanoflow import LLM, SamplingParams
+from nanoflow.core.process_group import OneShotGroup
 llm = LLM({folder!r}, tensor_parallel_size=2, device="cuda", num_kv_blocks=512, max_model_len=512, one_shot_kib={kib})
 params = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
 for number, output in enumerate(llm.stream([[1, 2, 3]], params)):
@@ -128,6 +136,8 @@ def test_a_killed_rank_ends_the_engine(oracle: Oracle, one_shot_kib: int) -> Non
 
 def test_two_engines_side_by_side(oracle: Oracle) -> None:
     with start(oracle, 2) as one, start(oracle, 2) as other:
+        assert has_fused_sums(one)
+        assert has_fused_sums(other)
         for llm in (one, other, one):
             check(llm, oracle("bard"))
 
