@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C import _distributed_c10d as c10d
 from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions, BroadcastOptions
 
 from nanoflow.core.errors import ConfigError
@@ -57,19 +58,18 @@ def make_group(
     if one_shot_kib == 0 or (one_shot_kib is None and not is_local):
         return ProcessGroup(nccl, size)
     group, problem = None, ""
+    place = dist.PrefixStore("one_shot", store)
     try:
-        most_bytes = one_shot_bytes(one_shot_kib)
-        group = OneShotGroup(nccl, rank, size, dist.PrefixStore("one_shot", store), device, most_bytes)
+        group = OneShotGroup(nccl, rank, size, place, device, one_shot_bytes(one_shot_kib))
     except RuntimeError as error:
         problem = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-    problems = exchanged(problem, rank, size, dist.PrefixStore("problem", store))
-    if group is not None and not any(problems):
+    reason = next(filter(None, exchanged(problem, rank, size, dist.PrefixStore("problem", store))), None)
+    if reason is None:
         return group
     if group is not None:
         group.unregister()
     if one_shot_kib is None:
         return ProcessGroup(nccl, size)
-    reason = next(filter(None, problems))
     raise ConfigError(f"engine.one_shot_kib can't be used with these GPUs ({reason}); set it to 0.")
 
 
@@ -166,8 +166,6 @@ class OneShotGroup(ProcessGroup):
         self, backend: Any, rank: int, size: int, store: dist.Store, device: torch.device, most_bytes: int
     ) -> None:  # fmt: skip
         super().__init__(backend, size)
-        from torch._C import _distributed_c10d as c10d
-
         self.rank, self.most_bytes = rank, most_bytes
         self.name = store.get("name").decode() if rank else f"nanoflow-{os.getpid()}-{id(self)}"
         if rank == 0:
@@ -188,7 +186,6 @@ class OneShotGroup(ProcessGroup):
 
     def _open(self, rank: int, size: int, device: torch.device) -> None:
         """Make the inbox, and learn where those of the others are."""
-        from torch._C import _distributed_c10d as c10d
         from torch.distributed import _symmetric_memory as symmetric
 
         c10d._SymmetricMemory.set_group_info(self.name, rank, size, self.store)

@@ -105,7 +105,6 @@ def test_sampling_is_that_of_one_gpu(oracle: Oracle) -> None:
 KILL = """
 import os, signal
 from nanoflow import LLM, SamplingParams
-from nanoflow.core.process_group import OneShotGroup
 llm = LLM({folder!r}, tensor_parallel_size=2, device="cuda", num_kv_blocks=512, max_model_len=512, one_shot_kib={kib})
 params = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
 for number, output in enumerate(llm.stream([[1, 2, 3]], params)):

@@ -71,9 +71,8 @@ def linear(
             vector = vector_setting(weight_NK.shape[0], size, gate=gate, normed=False)
             return vector_linear(x_MK, weight_NK, bias_N, vector, gate=gate)[0]
         may_split = may_split and bias_N is None and not gate
-        few = few_setting(num_rows, weight_NK.shape[0], size, gate=gate)
-        if few is not None and not may_split and has_room(x_MK.device):
-            return few_linear(x_MK, weight_NK, bias_N, few, gate=gate)
+        if not may_split and (y := _in_one_go(x_MK, weight_NK, bias_N, gate=gate)) is not None:
+            return y
         tile = tile_setting(num_rows, weight_NK.shape[0], size, gate=gate, may_split=may_split)
         if tile is not None and has_room(x_MK.device):
             return tile_linear(x_MK, weight_NK, bias_N, tile, gate=gate)
@@ -87,11 +86,11 @@ def normed_linear(
 ) -> tuple[torch.Tensor, torch.Tensor] | None:  # fmt: skip
     """`linear` of the norm of x + residual in one kernel, and the new residual; None where two kernels are faster."""
     num_rows, size = residual_MK.shape
-    if x is None and residual_MK.dtype == torch.bfloat16 and has_room(residual_MK.device):
+    if x is None and residual_MK.dtype == torch.bfloat16:
         # Not in float16, where x times the norm's weight, which comes before its scale, may be too large.
-        few = few_setting(num_rows, weight_NK.shape[0], size, gate=gate)
-        if few is not None:
-            return few_linear(residual_MK, weight_NK, bias_N, few, gate=gate, norm=(norm_K, eps)), residual_MK
+        y = _in_one_go(residual_MK, weight_NK, bias_N, gate=gate, norm=(norm_K, eps))
+        if y is not None:
+            return y, residual_MK
     if num_rows != 1 or residual_MK.dtype.itemsize != 2 or size % 16 or (x is not None and x.dim() == 3):
         return None
     setting = vector_setting(weight_NK.shape[0], size, gate=gate, normed=True)
@@ -104,10 +103,18 @@ def added_linear(
     x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, residual_MN: torch.Tensor
 ) -> torch.Tensor | None:
     """`linear` added to the residual, in its place, in one kernel; None where two kernels are faster."""
-    if x_MK.dtype.itemsize != 2 or not has_room(x_MK.device):
+    return _in_one_go(x_MK, weight_NK, bias_N, residual_MN=residual_MN) if x_MK.dtype.itemsize == 2 else None
+
+
+def _in_one_go(
+    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, *, gate: bool = False,
+    norm: tuple[torch.Tensor, float] | None = None, residual_MN: torch.Tensor | None = None,
+) -> torch.Tensor | None:  # fmt: skip
+    """As `few_linear`; None where other kernels are faster."""
+    setting = few_setting(len(x_MK), *weight_NK.shape, gate=gate, add=residual_MN is not None)
+    if setting is None or not has_room(x_MK.device):
         return None
-    few = few_setting(len(x_MK), *weight_NK.shape, add=True)
-    return None if few is None else few_linear(x_MK, weight_NK, bias_N, few, residual_MN=residual_MN)
+    return few_linear(x_MK, weight_NK, bias_N, setting, gate=gate, norm=norm, residual_MN=residual_MN)
 
 
 def vector_setting(num_outputs: int, size: int, *, gate: bool, normed: bool) -> Vector:
