@@ -18,12 +18,11 @@ from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOption
 
 from nanoflow.core.errors import ConfigError
 from nanoflow.core.parallel import Group
+from nanoflow.core.sums_in_norms import SumsInNorms
 
 LONGEST = timedelta(minutes=10)  # that ranks may be apart, when one of them compiles kernels
 SOON = timedelta(seconds=60)  # ... and when they have just met
-ONE_SHOT_KIB = 512  # by default; up to there sums fused with norms were faster on two H200s
-MOST_DIRECT = 256 * 1024  # bytes that all ranks send all others, if there are more than two; by reckoning
-MOST_ROWS = 1024  # of a sum by `OneShotGroup`; a power of two
+ONE_SHOT_KIB = 8192  # by default; up to there sums fused with norms were faster than NCCL's on H100s
 
 
 def make_group(
@@ -150,9 +149,9 @@ class Renumbered(dist.Store):
 class OneShotGroup(ProcessGroup):
     """NCCL, but small sums that a norm follows are made with it in one kernel, `kernels.ranks`.
 
-    Every rank writes its part to the memory of the others, which is PyTorch's symmetric memory, and adds up what it
-    got: the one-shot all-reduce of FasterTransformer and TensorRT-LLM. Where latency counts, as in decode steps, one
-    exchange may be faster than the several of a ring.
+    Ranks write to each other's memory, which is PyTorch's symmetric memory: for small sums the one-shot all-reduce of
+    FasterTransformer and TensorRT-LLM. Where latency counts, as in decode steps, one exchange is faster than the
+    several of a ring.
 
     Args:
         backend, size: as in `ProcessGroup`.
@@ -166,7 +165,6 @@ class OneShotGroup(ProcessGroup):
         self, backend: Any, rank: int, size: int, store: dist.Store, device: torch.device, most_bytes: int
     ) -> None:  # fmt: skip
         super().__init__(backend, size)
-        self.rank, self.most_bytes = rank, most_bytes
         self.name = store.get("name").decode() if rank else f"nanoflow-{os.getpid()}-{id(self)}"
         if rank == 0:
             store.set("name", self.name)
@@ -179,46 +177,38 @@ class OneShotGroup(ProcessGroup):
         c10d._register_process_group(self.name, group)
         self.unregister = partial(c10d._unregister_process_group, self.name)
         try:
-            self._open(rank, size, device)
+            self._open(rank, size, device, most_bytes)
         except RuntimeError:
             self.unregister()
             raise
 
-    def _open(self, rank: int, size: int, device: torch.device) -> None:
+    def _open(self, rank: int, size: int, device: torch.device, most_bytes: int) -> None:
         """Make the inbox, and learn where those of the others are."""
         from torch.distributed import _symmetric_memory as symmetric
 
         c10d._SymmetricMemory.set_group_info(self.name, rank, size, self.store)
-        self.inbox = symmetric.empty(2, size, self.most_bytes // 4, dtype=torch.int64, device=device).zero_()
+        shape = SumsInNorms.shape_of_inbox(size, most_bytes)
+        self.inbox = symmetric.empty(*shape, dtype=torch.int32, device=device).fill_(-1)
         torch.cuda.synchronize(device)  # before others get to know of it and write there
         self.handle = symmetric.rendezvous(self.inbox, self.name)
         offset = self.inbox.data_ptr() - self.handle.buffer_ptrs[rank]  # of the tensor in its allocation
         addresses = [pointer + offset for pointer in self.handle.buffer_ptrs]
-        self.inboxes = torch.tensor(addresses, dtype=torch.int64, device=device)
-        self.calls = torch.zeros(MOST_ROWS, dtype=torch.int32, device=device)
-        self.left = torch.zeros(1, dtype=torch.int32, device=device)
+        self.sums = SumsInNorms.over(addresses, rank, most_bytes, device)
         self.yes = torch.ones(1, dtype=torch.int32, pin_memory=True)
         self.aside = torch.cuda.Stream(device)
 
     def sums_in_norm(self, num_rows: int, size: int, dtype: torch.dtype) -> bool:
-        fits = num_rows * size * dtype.itemsize <= self.most_bytes
-        return fits and 0 < num_rows <= MOST_ROWS and size * dtype.itemsize % 4 == 0
+        return self.sums.take(num_rows, size, dtype)
 
     def sum_add_norm(
         self, x: torch.Tensor, residual_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        from nanoflow.core.kernels.ranks import sum_add_rms_norm
-
-        owned = self.size > 2 and len(residual_TD) >= self.size and residual_TD.nbytes > MOST_DIRECT
-        return sum_add_rms_norm(
-            x, residual_TD, weight_D, eps, self.inboxes, self.calls, self.left, self.rank, self.inbox.shape[-1],
-            owned=owned,
-        )  # fmt: skip
+        return self.sums.sum_add_norm(x, residual_TD, weight_D, eps)
 
     def close(self) -> None:
         # Kernels may wait for a rank that is gone, and whoever frees memory for them. A copy can run beside them.
         with torch.cuda.stream(self.aside):
-            self.left.copy_(self.yes, non_blocking=True)
+            self.sums.left.copy_(self.yes, non_blocking=True)
         self.unregister()
         super().close()
 

@@ -28,6 +28,7 @@ from nanoflow.core.imagined import GPU, Kernel, imagined
 from nanoflow.core.parallel import Group, ParallelContext
 from nanoflow.core.process_group import one_shot_bytes
 from nanoflow.core.registry import Registry
+from nanoflow.core.sums_in_norms import SumsInNorms
 from nanoflow.core.team import Team
 
 if TYPE_CHECKING:
@@ -44,11 +45,16 @@ class Echo(Group):
 
     Attributes:
         size: number of ranks.
-        most_bytes: of sums that are left to norms.
+        sums: those that are left to norms.
     """
 
     size: int
-    most_bytes: int
+    sums: SumsInNorms
+
+    @classmethod
+    def of(cls, size: int, most_bytes: int, device: torch.device) -> Echo:
+        """So many ranks, this one included, who leave sums of up to so many bytes to norms."""
+        return cls(size, SumsInNorms.over([0] * size, 0, most_bytes, device))
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -60,26 +66,24 @@ class Echo(Group):
         pass
 
     def sums_in_norm(self, num_rows: int, size: int, dtype: torch.dtype) -> bool:
-        return num_rows * size * dtype.itemsize <= self.most_bytes
+        return self.sums.take(num_rows, size, dtype)
 
     def sum_add_norm(
         self, x: torch.Tensor, residual_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        from nanoflow.core.kernels.norm import add_rms_norm
-
-        return add_rms_norm(x, residual_TD, weight_D, eps)
+        return self.sums.sum_add_norm(x, residual_TD, weight_D, eps)
 
 
 def rehearse(config: Config, plan: build.Plan, gpu: GPU, num_ranks: int) -> list[Kernel]:
     """The kernels that rank 0 launches until its engine is built; tells why if it doesn't come to an end."""
-    echo = Echo(num_ranks, one_shot_bytes(config.engine.one_shot_kib)) if num_ranks > 1 else None
-    team = Team(ParallelContext(0, num_ranks, echo), None)
     hf_config = build.HFConfig(plan.hf_config)
     if (hf_config.get("num_hidden_layers") or 0) > LAYERS:
         hf_config["num_hidden_layers"] = LAYERS
     config = replace(config, engine=replace(config.engine, load_format="dummy", num_kv_blocks=1))
     registry = Registry.load()
     with patch.object(checkpoint, "fill_random"), imagined(gpu) as kernels:
+        echo = Echo.of(num_ranks, one_shot_bytes(config.engine.one_shot_kib), gpu.device) if num_ranks > 1 else None
+        team = Team(ParallelContext(0, num_ranks, echo), None)
         try:
             build.build_runner(config, registry, replace(plan, hf_config=hf_config), team, lambda: None)
         except Exception:

@@ -24,6 +24,7 @@ from nanoflow.core.kernels.launch import has_room, let_next_start, overlap, pref
 from nanoflow.core.kernels.product import product
 
 MOST_ROWS = 256  # beyond, cuBLAS is faster
+HEAD = 2**15  # outputs, or more, are taken for a share of the vocabulary
 
 
 @dataclass(frozen=True)
@@ -118,25 +119,37 @@ def _in_one_go(
 
 
 def vector_setting(num_outputs: int, size: int, *, gate: bool, normed: bool) -> Vector:
-    """What was fastest on an H100 at the shapes of Qwen3 0.6B and 8B."""
+    """What was fastest on an H100 at the shapes of Qwen3 0.6B, 8B and 32B, whole or split over up to 4 ranks."""
     if normed:
         if size <= 1024:
             return Vector(rows=4, columns=512, num_warps=2) if gate else Vector(rows=2, columns=1024, num_warps=4)
         return Vector(rows=2, columns=2048 if gate else 1024, num_warps=4)
-    if size == 2048:
-        return Vector(rows=4, columns=2048, num_warps=8)
-    return Vector(rows=2, columns=min(4096, triton.next_power_of_2(size)), num_warps=4)
+    if num_outputs <= 1024:
+        if size == 2048:
+            return Vector(rows=4, columns=2048, num_warps=8)
+        return Vector(rows=2, columns=min(4096, triton.next_power_of_2(size)), num_warps=4)
+    if size <= 1024:
+        if num_outputs >= HEAD:
+            return Vector(rows=2, columns=min(1024, triton.next_power_of_2(size)), num_warps=4)
+        return Vector(rows=4, columns=512, num_warps=4)
+    if size % 4096 == 0 and not gate:
+        return Vector(rows=2, columns=4096, num_warps=4) if num_outputs > 2048 else Vector(1, 2048, num_warps=4)
+    return Vector(rows=2, columns=1024, num_warps=4)
 
 
 def tile_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_split: bool) -> Tile | None:
     """What was fastest on an H100 at the shapes of Qwen3 0.6B and 8B, inside a whole step; None stands for cuBLAS.
 
-    Neighbours matter: a kernel that leaves no shared memory for the next one's programs keeps them from starting early.
+    For 32B, and for what 4 ranks have of 8B and 32B, what was fastest by itself. Neighbours matter: a kernel that
+    leaves no shared memory for the next one's programs keeps them from starting early.
     """
-    is_head, is_large = num_outputs >= 2**16, num_outputs * size >= 2**24
+    is_large = num_outputs * size >= 2**24
+    is_head = num_outputs >= HEAD and not gate
     if is_head and 64 < num_rows <= 128 and size <= 1024:
         return Tile(128, rows=128, columns=64, splits=1, num_warps=8, num_stages=5)
     if num_rows > MOST_ROWS or (num_rows > 64 and is_large):
+        return None
+    if num_outputs > 1024 and (size > 1024 or may_split) and num_rows > 64:
         return None
     if num_rows > 128:
         if may_split:
@@ -151,6 +164,14 @@ def tile_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_
         if num_rows > 32:
             return Tile(tokens, rows=64, columns=64, splits=1, num_warps=4, num_stages=6)
         return Tile(tokens, rows=32, columns=128, splits=1, num_warps=4, num_stages=6)
+    if may_split and num_outputs > 4224:
+        return None  # more programs of 32 rows, one a multiprocessor, than there are multiprocessors
+    if not gate and not may_split and 1024 < num_outputs < 3072 and size > 1024:
+        return None  # too few of them
+    if gate and size > 4096:
+        if num_rows <= 16:
+            return Tile(tokens, rows=32, columns=256, splits=1, num_warps=4, num_stages=4)
+        return Tile(64, rows=64, columns=128, splits=1, num_warps=4, num_stages=4)
     if is_large and num_rows <= 16:
         if gate:
             return Tile(tokens, rows=32, columns=128, splits=1, num_warps=4, num_stages=6)

@@ -155,8 +155,7 @@ class Decoder(nn.Module, ModelArch):
         self, input_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: AttentionBackend
     ) -> torch.Tensor:
         rotation = self.rotary(positions_T)
-        residual = self.embed_tokens(input_ids_T)
-        x = None
+        x, residual = self.embed_tokens.summands(input_ids_T)
         for layer in self.layers:
             x, residual = layer(x, residual, rotation, attention)
         return self.norm.add(x, residual)[0]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nanoflow.core.interfaces import ModelContext
-from nanoflow.core.parallel import Shard
+from nanoflow.core.parallel import RankSummands, Shard
 
 
 class Embedding(nn.Module):
@@ -26,12 +26,23 @@ class Embedding(nn.Module):
 
     def forward(self, input_ids_T: torch.Tensor) -> torch.Tensor:
         """[T] -> [T, D]"""
+        return self.parallel.all_reduce(self._part(input_ids_T))
+
+    def summands(self, input_ids_T: torch.Tensor) -> tuple[RankSummands | None, torch.Tensor]:
+        """As `forward`, or ranks' parts of it and the residual, 0, that they are added to; both for `RMSNorm.add`."""
+        part_TD = self._part(input_ids_T)
+        if self.parallel.sums_in_norm(*part_TD.shape, part_TD.dtype):
+            return RankSummands(part_TD, self.parallel.group), torch.zeros_like(part_TD)
+        return None, self.parallel.all_reduce(part_TD)
+
+    def _part(self, input_ids_T: torch.Tensor) -> torch.Tensor:
+        """What this rank has of each vector: all or nothing."""
         if self.parallel.size == 1:
             return F.embedding(input_ids_T, self.weight)
         rows_T = input_ids_T - self.share.start
         elsewhere_T = (rows_T < 0) | (rows_T >= self.share.length)
         found_TD = F.embedding(rows_T.masked_fill(elsewhere_T, 0), self.weight)
-        return self.parallel.all_reduce(found_TD.masked_fill_(elsewhere_T.unsqueeze(-1), 0))
+        return found_TD.masked_fill_(elsewhere_T.unsqueeze(-1), 0)
 
     def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
         """[S, D] -> [S, V]"""

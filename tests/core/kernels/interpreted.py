@@ -29,7 +29,7 @@ def test_norm(rows: int, size: int, parts: int, dtype: torch.dtype) -> None:
 def test_sum_over_ranks(size: int, dtype: torch.dtype) -> None:
     """Ranks as processes, with calls of different shapes one after the other; rows have owners in every other one."""
     calls = [(3, 70, 1), (1, 70, 2), (4, 34, 3), (2, 100, 1), (1, 8, 1), (4, 100, 2), (7, 50, 1), (3, 20, 1), (8, 4, 3)]
-    inboxes = torch.zeros(size, 2, size, 400, dtype=torch.int64).share_memory_()
+    inboxes = torch.full((size, 2, size, 400), -1, dtype=torch.int32).share_memory_()
     addresses = torch.tensor([inbox.data_ptr() for inbox in inboxes])
     processes = [
         get_context("fork").Process(target=checks.check_sums, args=(calls, dtype, "cpu", rank, addresses, 400))
@@ -41,18 +41,21 @@ def test_sum_over_ranks(size: int, dtype: torch.dtype) -> None:
         process.join(60)
         process.kill()
     assert [process.exitcode for process in processes] == [0] * size
+    assert (inboxes == -1).all(), "whoever has read a word empties it"
 
 
 def test_a_sum_can_be_left() -> None:
     """It ends without the others' words."""
-    inboxes = torch.zeros(2, 2, 2, 8, dtype=torch.int64)
+    inboxes = torch.full((2, 2, 2, 8), -1, dtype=torch.int32)
     left, counter = torch.ones(1, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
     x, residual = torch.ones(1, 8), torch.ones(1, 8)
+    x.view(torch.int32)[0, 2] = -1
     addresses = torch.tensor([inbox.data_ptr() for inbox in inboxes])
     _, total = ranks.sum_add_rms_norm(x, residual, torch.ones(8), 1e-6, addresses, counter, left, 0, 8)
-    assert total.tolist() == [[2.0] * 8]
     assert counter.tolist() == [1] * 4
-    assert (inboxes[1, 1, 0] >> 32).tolist() == [1] * 8
+    assert total.shape == (1, 8)
+    assert (inboxes[1, 0, 0] != -1).all(), "a NaN that would look as if it had not arrived is sent as another"
+    assert inboxes[1, 0, 0].view(torch.float32).isnan().tolist() == [place == 2 for place in range(8)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
