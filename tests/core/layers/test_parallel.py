@@ -23,7 +23,7 @@ from nanoflow.core.layers import (
     RowParallelLinear,
 )
 from nanoflow.core.parallel import ParallelContext, RankSummands, Shard, Share
-from nanoflow.testing.ranks import on_ranks
+from nanoflow.testing.ranks import Threads, on_ranks
 from tests.core.sentences import raises_sentence
 
 WHOLE = ModelContext({}, torch.float32, torch.device("cpu"), 32)
@@ -84,6 +84,33 @@ def test_linear_layers(name: str, size: int, tmp_path: Path) -> None:
         torch.testing.assert_close(part, expected(whole, y, size, rank))
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_large_sums_go_in_pieces(bias: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are, the last of which may be shorter."""
+    whole = RowParallelLinear(WHOLE, INNER, {"a": HIDDEN}, bias)
+    folder = random_checkpoint(whole, tmp_path)
+    x = torch.randn(9, INNER)
+    y = whole(x)
+    monkeypatch.setattr("nanoflow.core.layers.linear.PIECE", 4)
+    lengths: list[int] = []
+    own_sum = Threads.all_reduce
+
+    def all_reduce(group: Threads, part: torch.Tensor) -> torch.Tensor:
+        lengths.append(len(part))
+        return own_sum(group, part)
+
+    monkeypatch.setattr(Threads, "all_reduce", all_reduce)
+
+    def work(parallel: ParallelContext) -> torch.Tensor:
+        layer = RowParallelLinear(replace(WHOLE, parallel=parallel), INNER, {"a": HIDDEN}, bias)
+        load_weights(folder, layer.weights("x."))
+        return layer(x.chunk(2, -1)[parallel.rank])
+
+    for part in on_ranks(2, work):
+        torch.testing.assert_close(part, y)
+    assert sorted(lengths) == [1, 1, 4, 4, 4, 4]
+
+
 @pytest.mark.parametrize("in_norm", [False, True])
 def test_a_norm_adds_up_ranks(in_norm: bool, tmp_path: Path) -> None:
     """And the layer behind it takes what it gives, whether or not the sum was left to the norm."""
@@ -109,8 +136,9 @@ def test_a_norm_adds_up_ranks(in_norm: bool, tmp_path: Path) -> None:
         torch.testing.assert_close(result, expected)
 
 
+@pytest.mark.parametrize("in_norm", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_embedding_and_head(size: int, tmp_path: Path) -> None:
+def test_embedding_and_head(size: int, in_norm: bool, tmp_path: Path) -> None:
     whole = Embedding(WHOLE, VOCAB, HIDDEN)
     whole.weight.normal_()
     save_file({"x": whole.weight}, tmp_path / "model.safetensors")
@@ -120,9 +148,14 @@ def test_embedding_and_head(size: int, tmp_path: Path) -> None:
         layer = Embedding(replace(WHOLE, parallel=parallel), VOCAB, HIDDEN)
         assert len(layer.weight) == VOCAB // size
         load_weights(tmp_path, layer.weights("x"))
+        norm = RMSNorm(replace(WHOLE, parallel=parallel), HIDDEN, 1e-6)
+        norm.weight.fill_(1)
+        x, residual = layer.summands(token_ids)
+        assert isinstance(x, RankSummands) == (in_norm and size > 1)
+        torch.testing.assert_close(norm.add(x, residual)[1], layer(token_ids))
         return layer(token_ids), layer.logits(hidden)
 
-    for vectors, logits in on_ranks(size, work):
+    for vectors, logits in on_ranks(size, work, in_norm=in_norm):
         torch.testing.assert_close(vectors, whole(token_ids))
         torch.testing.assert_close(logits, whole.logits(hidden))
 
