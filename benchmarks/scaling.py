@@ -1,6 +1,6 @@
 """One model on 1, 2, ... GPUs: decode steps and offline throughput with scaling efficiency, as a table in Markdown.
 
-    python benchmarks/scaling.py --model qwen3-8b --sizes 1 2 --one-shot 0 512 --out results
+    python benchmarks/scaling.py --model qwen3-8b --sizes 1 2 --one-shot 0 8192 --out results
     python benchmarks/scaling.py --model qwen3-8b --sizes 1 --alone 2 4  # on one GPU
 
 The second measures one rank of 2, and one of 4, without the others: what is left to be gained if sums cost nothing.
@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen3-8b", help="a bundled name, a folder or a Hub id")
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2], help="numbers of GPUs")
-    parser.add_argument("--one-shot", nargs="+", type=int, default=[0, 512], help="values of engine.one_shot_kib")
+    parser.add_argument("--one-shot", nargs="+", type=int, default=[0, 8192], help="values of engine.one_shot_kib")
     parser.add_argument("--alone", nargs="+", type=int, default=[], help="one rank of so many, on one GPU by itself")
     parser.add_argument("--workloads", nargs="+", default=["decode-1", "decode-64", "offline256"])
     parser.add_argument("--repeats", type=int, default=2)
