@@ -7,7 +7,6 @@ need no code of their own. With one rank every method is the identity.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -62,14 +61,6 @@ class Group(ABC):
     @abstractmethod
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """The sum of all ranks' `x`, with the same bits on each of them. May overwrite `x`, which is contiguous."""
-
-    def all_reduce_each(self, parts: Iterable[torch.Tensor]) -> None:
-        """Overwrite each of the parts, which are contiguous, with its sum over all ranks.
-
-        A sum may run while the next part, if they come from a generator, is worked out.
-        """
-        for part in parts:
-            part.copy_(self.all_reduce(part))
 
     @abstractmethod
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
@@ -159,11 +150,6 @@ class ParallelContext:
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """As `Group.all_reduce`."""
         return x if self.group is None else self.group.all_reduce(x)
-
-    def all_reduce_each(self, parts: Iterable[torch.Tensor]) -> None:
-        """As `Group.all_reduce_each`."""
-        if self.group is not None:
-            self.group.all_reduce_each(parts)
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         """As `Group.all_gather`."""

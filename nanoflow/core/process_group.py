@@ -7,7 +7,6 @@ one process don't know of each other.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -56,7 +55,7 @@ def make_group(
     options._timeout = LONGEST
     nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
     if one_shot_kib == 0 or (one_shot_kib is None and not is_local):
-        return NCCLGroup(nccl, size, device)
+        return ProcessGroup(nccl, size)
     group, problem = None, ""
     place = dist.PrefixStore("one_shot", store)
     try:
@@ -69,7 +68,7 @@ def make_group(
     if group is not None:
         group.unregister()
     if one_shot_kib is None:
-        return NCCLGroup(nccl, size, device)
+        return ProcessGroup(nccl, size)
     raise ConfigError(f"engine.one_shot_kib can't be used with these GPUs ({reason}); set it to 0.")
 
 
@@ -118,27 +117,6 @@ class ProcessGroup(Group):
         self.backend = None  # the end of its threads is waited for
 
 
-class NCCLGroup(ProcessGroup):
-    """Ranks with a GPU each.
-
-    Args:
-        backend, size: as in `ProcessGroup`.
-        device: this rank's GPU.
-    """
-
-    def __init__(self, backend: Any, size: int, device: torch.device) -> None:
-        super().__init__(backend, size)
-        self.aside = torch.cuda.Stream(device, priority=-1)  # what runs beside it leaves it little room
-
-    def all_reduce_each(self, parts: Iterable[torch.Tensor]) -> None:
-        stream = torch.cuda.current_stream()
-        for part in parts:
-            self.aside.wait_stream(stream)
-            with torch.cuda.stream(self.aside):
-                self.all_reduce(part)
-        stream.wait_stream(self.aside)
-
-
 class Renumbered(dist.Store):
     """A store for one group's symmetric memory, for which PyTorch numbers exchanges through the whole process.
 
@@ -168,7 +146,7 @@ class Renumbered(dist.Store):
         return f"{self.numbers.setdefault(exchange, len(self.numbers))}/{rank}"
 
 
-class OneShotGroup(NCCLGroup):
+class OneShotGroup(ProcessGroup):
     """NCCL, but small sums that a norm follows are made with it in one kernel, `kernels.ranks`.
 
     Ranks write to each other's memory, which is PyTorch's symmetric memory: for small sums the one-shot all-reduce of
@@ -186,7 +164,7 @@ class OneShotGroup(NCCLGroup):
     def __init__(
         self, backend: Any, rank: int, size: int, store: dist.Store, device: torch.device, most_bytes: int
     ) -> None:  # fmt: skip
-        super().__init__(backend, size, device)
+        super().__init__(backend, size)
         self.name = store.get("name").decode() if rank else f"nanoflow-{os.getpid()}-{id(self)}"
         if rank == 0:
             store.set("name", self.name)
@@ -216,7 +194,7 @@ class OneShotGroup(NCCLGroup):
         offset = self.inbox.data_ptr() - self.handle.buffer_ptrs[rank]  # of the tensor in its allocation
         addresses = [pointer + offset for pointer in self.handle.buffer_ptrs]
         self.sums = SumsInNorms.over(addresses, rank, most_bytes, device)
-        self.beside = torch.cuda.Stream(device)
+        self.aside = torch.cuda.Stream(device)
         self.yes = torch.ones(1, dtype=torch.int32, pin_memory=True)
 
     def sums_in_norm(self, num_rows: int, size: int, dtype: torch.dtype) -> bool:
@@ -229,7 +207,7 @@ class OneShotGroup(NCCLGroup):
 
     def close(self) -> None:
         # Kernels may wait for a rank that is gone, and whoever frees memory for them. A copy can run beside them.
-        with torch.cuda.stream(self.beside):
+        with torch.cuda.stream(self.aside):
             self.sums.left.copy_(self.yes, non_blocking=True)
         self.unregister()
         super().close()

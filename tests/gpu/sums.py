@@ -39,7 +39,6 @@ def work(rank: int, size: int, port: int) -> None:
             for call in calls * 3:
                 compare(group, call, size)
             compare_in_a_graph(group, calls, size)
-        compare_sums_beside_products(group, rank, device)
     assert not group.sums_in_norm(MOST_BYTES // 4096 + 1, 1024, torch.float32)
     torch.cuda.synchronize()
     store.set(f"done {rank}", "")
@@ -125,24 +124,3 @@ def compare_in_a_graph(group: OneShotGroup, calls: list[Call], size: int) -> Non
         assert factor.item() == expected
         for call, (out_TD, total_TD) in zip(calls, results, strict=True):
             check(group, call, size, float(expected), out_TD, total_TD)
-
-
-def compare_sums_beside_products(group: OneShotGroup, rank: int, device: torch.device) -> None:
-    """Of parts that are worked out one after the other, eagerly and in a graph."""
-    own = torch.Generator(device).manual_seed(rank)
-    x, weight = (torch.randn(2048, 2048, generator=own, device=device) for _ in range(2))
-    y = torch.empty(4, 2048, 2048, device=device)
-
-    def sums() -> None:
-        group.all_reduce_each(torch.mm(x * (index + 1), weight, out=part) for index, part in enumerate(y))
-
-    expected = torch.stack([group.all_reduce((x * (index + 1)) @ weight) for index in range(4)])
-    sums()
-    close(y, expected, torch.float32)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        sums()
-    for _ in range(3):
-        y.zero_()
-        graph.replay()
-        close(y, expected, torch.float32)

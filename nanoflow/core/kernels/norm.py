@@ -28,10 +28,11 @@ def add_rms_norm(
     parts = 0 if x is None else x.shape[0] if x.dim() == 3 else 1
     source = residual if x is None else x
     block = triton.next_power_of_2(size)
+    num_warps = max(1, min(8, block // 128), min(16, block // 512))  # few values a thread: a row is soon added up
     _add_rms_norm[(num_rows,)](
         source, residual, weight, out, size, eps,
         source.stride(-2), source.stride(0) if parts > 1 else 0, residual.stride(0),
-        PARTS=parts, BLOCK=block, num_warps=max(1, min(16, block // 512)), **overlap(residual),
+        PARTS=parts, BLOCK=block, num_warps=num_warps, **overlap(residual),
     )  # fmt: skip
     return out, residual
 

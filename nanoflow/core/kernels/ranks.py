@@ -29,7 +29,6 @@ import triton.language as tl
 
 from nanoflow.core.kernels.launch import begin, overlap
 
-FEW_ROWS = 128  # of which each has a multiprocessor to itself; more of them share it, and its registers
 EMPTY = tl.constexpr(-1)  # a word that has not arrived; one of float32 would be NaN, one of two values two NaN
 OTHER_NAN = tl.constexpr(0x7FFF7FFF)  # what stands for it elsewhere
 
@@ -75,7 +74,7 @@ def sum_add_rms_norm(
         x.stride(-2), part_stride, residual.stride(0),
         PARTS=parts, WORDS=words, PACKED=packed, RANKS=len(inboxes), SENDERS=triton.next_power_of_2(len(inboxes)),
         ROWS=len(calls), OWNED=owned, num_warps=num_warps or max(4, min(16, words // 256)),
-        **({"maxnreg": 64} if num_rows > FEW_ROWS else {}), **overlap(residual),
+        **overlap(residual),
     )  # fmt: skip
     return out, residual
 

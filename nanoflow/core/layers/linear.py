@@ -10,8 +10,6 @@ from nanoflow.core.interfaces import ModelContext
 from nanoflow.core.layers.norm import RMSNorm
 from nanoflow.core.parallel import RankSummands, Shard, Share
 
-PIECE = 2048  # rows of a large product that are added up over ranks while the next ones are worked out
-
 
 class Linear(nn.Module):
     """y = x Wᵀ + b, where W stacks the outputs of one or several checkpoint layers. Every rank has all of it.
@@ -161,18 +159,7 @@ class RowParallelLinear(Linear):
         self.biases = [f"{name}.bias" for name in parts] if bias else []
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        if self.parallel.size == 1 or len(x_TD) < 2 * PIECE:
-            return self.parallel.all_reduce(super().forward(x_TD))
-        y_TD = x_TD.new_empty(len(x_TD), len(self.weight))
-        pieces = zip(x_TD.split(PIECE), y_TD.split(PIECE), strict=True)
-        self.parallel.all_reduce_each(self._product(*piece) for piece in pieces)
-        return y_TD
-
-    def _product(self, x_TD: torch.Tensor, y_TD: torch.Tensor) -> torch.Tensor:
-        """`y_TD`, with this rank's part of the result."""
-        if self.bias is None:
-            return torch.mm(x_TD, self.weight.t(), out=y_TD)
-        return torch.addmm(self.bias, x_TD, self.weight.t(), out=y_TD)
+        return self.parallel.all_reduce(super().forward(x_TD))
 
     def summands(self, x_TD: torch.Tensor) -> torch.Tensor | RankSummands:
         if self.parallel.size == 1:

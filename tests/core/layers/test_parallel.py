@@ -23,7 +23,7 @@ from nanoflow.core.layers import (
     RowParallelLinear,
 )
 from nanoflow.core.parallel import ParallelContext, RankSummands, Shard, Share
-from nanoflow.testing.ranks import Threads, on_ranks
+from nanoflow.testing.ranks import on_ranks
 from tests.core.sentences import raises_sentence
 
 WHOLE = ModelContext({}, torch.float32, torch.device("cpu"), 32)
@@ -82,33 +82,6 @@ def test_linear_layers(name: str, size: int, tmp_path: Path) -> None:
 
     for rank, part in enumerate(on_ranks(size, work)):
         torch.testing.assert_close(part, expected(whole, y, size, rank))
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_large_sums_go_in_pieces(bias: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as there are, the last of which may be shorter."""
-    whole = RowParallelLinear(WHOLE, INNER, {"a": HIDDEN}, bias)
-    folder = random_checkpoint(whole, tmp_path)
-    x = torch.randn(9, INNER)
-    y = whole(x)
-    monkeypatch.setattr("nanoflow.core.layers.linear.PIECE", 4)
-    lengths: list[int] = []
-    own_sum = Threads.all_reduce
-
-    def all_reduce(group: Threads, part: torch.Tensor) -> torch.Tensor:
-        lengths.append(len(part))
-        return own_sum(group, part)
-
-    monkeypatch.setattr(Threads, "all_reduce", all_reduce)
-
-    def work(parallel: ParallelContext) -> torch.Tensor:
-        layer = RowParallelLinear(replace(WHOLE, parallel=parallel), INNER, {"a": HIDDEN}, bias)
-        load_weights(folder, layer.weights("x."))
-        return layer(x.chunk(2, -1)[parallel.rank])
-
-    for part in on_ranks(2, work):
-        torch.testing.assert_close(part, y)
-    assert sorted(lengths) == [1, 1, 4, 4, 4, 4]
 
 
 @pytest.mark.parametrize("in_norm", [False, True])
