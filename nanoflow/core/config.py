@@ -244,7 +244,7 @@ class EngineConfig:
     tensor_parallel_size: int = option(1, "ranks that share each layer, with a GPU each; on a CPU they are processes")
     one_shot_kib: int | None = option(
         None, "KiB up to which a layer's sum and the norm behind it are one kernel, over memory that GPUs of one host "
-        "share; 0: sums by NCCL; null: 512, or 0 where they can't",
+        "share; 0: sums by NCCL; null: 8192, or 0 where they can't",
     )  # fmt: skip
     enforce_eager: bool = option(False, "run steps kernel by kernel instead of as CUDA graphs")
     graph_sizes: list[int] | None = option(None, "batch sizes to capture decode steps for; null: up to max_num_seqs")

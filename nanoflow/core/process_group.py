@@ -7,6 +7,7 @@ one process don't know of each other.
 from __future__ import annotations
 
 import os
+import warnings
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -67,9 +68,12 @@ def make_group(
         return group
     if group is not None:
         group.unregister()
-    if one_shot_kib is None:
-        return ProcessGroup(nccl, size)
-    raise ConfigError(f"engine.one_shot_kib can't be used with these GPUs ({reason}); set it to 0.")
+    if one_shot_kib is not None:
+        raise ConfigError(f"engine.one_shot_kib can't be used with these GPUs ({reason}); set it to 0.")
+    if rank == 0:
+        told = f"These GPUs can't write to each other's memory ({reason}), so NCCL makes all sums, which takes longer."
+        warnings.warn(told, stacklevel=2)
+    return ProcessGroup(nccl, size)
 
 
 def one_shot_bytes(one_shot_kib: int | None) -> int:

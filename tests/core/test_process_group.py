@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore
 
-from nanoflow.core.process_group import Renumbered, exchanged
+from nanoflow.core import process_group
+from nanoflow.core.errors import ConfigError
+from nanoflow.core.process_group import ProcessGroup, Renumbered, exchanged, make_group
 
 
 def test_all_ranks_know_of_a_problem_of_one() -> None:
@@ -16,6 +22,45 @@ def test_all_ranks_know_of_a_problem_of_one() -> None:
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda rank: exchanged("no peers" if rank == 1 else "", rank, 3, store), range(3)))
     assert found == [["", "no peers", ""]] * 3
+
+
+class NCCL:
+    Options = SimpleNamespace
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+
+class OneShot(ProcessGroup):
+    """It can't be had by rank 1."""
+
+    def __init__(self, backend: Any, rank: int, size: int, *args: Any) -> None:
+        super().__init__(backend, size)
+        self.left = False
+        if rank == 1:
+            raise RuntimeError("no peer access.\nmore")
+
+    def unregister(self) -> None:
+        self.left = True
+
+
+def test_where_one_rank_shares_no_memory_all_take_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "ProcessGroupNCCL", NCCL, raising=False)
+    monkeypatch.setattr(process_group, "OneShotGroup", OneShot)
+    device = torch.device("cuda", 0)
+
+    def groups(one_shot_kib: int | None) -> list[ProcessGroup]:
+        store = HashStore()
+        with ThreadPoolExecutor(2) as pool:
+            return list(
+                pool.map(lambda rank: make_group(rank, 2, store, device, one_shot_kib, is_local=True), range(2))
+            )
+
+    with pytest.warns(UserWarning, match=r"can't write to each other's memory \(no peer access\), so NCCL") as told:
+        assert [type(group) for group in groups(None)] == [ProcessGroup] * 2
+    assert len(told) == 1
+    with pytest.raises(ConfigError, match=r"\(no peer access\); set it to 0"):
+        groups(64)
 
 
 def test_exchanges_are_numbered_by_the_store() -> None:

@@ -31,11 +31,11 @@ class Few:
 
 
 def few_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool = False, add: bool = False) -> Few | None:
-    """What was fastest on an H200 at the shapes of Qwen3 0.6B, inside a whole step; None where other kernels are."""
+    """What was fastest on H100 and H200 at the shapes of Qwen3 0.6B, inside a whole step; None where other kernels are."""
     if not 2 <= num_rows <= MOST_ROWS or size % 16 or not 256 <= size <= 2048 or num_outputs >= 2**16:
         return None
     if add:
-        return Few(rows=16, num_warps=8)
+        return Few(rows=16, num_warps=8) if num_rows > 2 else None
     if size > 1024:
         return None
     return Few(rows=16, num_warps=4) if gate else Few(rows=32, num_warps=4)
