@@ -31,7 +31,7 @@ class Few:
 
 
 def few_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool = False, add: bool = False) -> Few | None:
-    """What was fastest on H100 and H200 at the shapes of Qwen3 0.6B, inside a whole step; None where other kernels are."""
+    """What was fastest on an H200 at the shapes of Qwen3 0.6B, inside a whole step; None where other kernels are."""
     if not 2 <= num_rows <= MOST_ROWS or size % 16 or not 256 <= size <= 2048 or num_outputs >= 2**16:
         return None
     if add:
