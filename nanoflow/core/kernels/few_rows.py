@@ -16,8 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoflow.core.kernels.gate import gated
 from nanoflow.core.kernels.launch import let_next_start, overlap, wait_for_previous
+from nanoflow.core.kernels.product import finished
 
 MOST_ROWS = 8
 
@@ -110,19 +110,14 @@ def _few(
         x = (x.to(tl.float32) * factor.to(tl.float32)[:, None, :]).to(dtype)
     x = tl.permute(x, (0, 2, 1))
     y = tl.sum(tl.dot(weight, x, input_precision="ieee"), 0)  # [rows of W, rows of x]
+    up = y
     if GATE:
         up = tl.sum(tl.dot(up_weight, x, input_precision="ieee"), 0)
     if NORM:
         y *= scale
         if GATE:
             up *= scale
-    if BIAS:
-        y += tl.load(bias_ptr + row, mask=row < num_outputs, other=0.0).to(tl.float32)[:, None]
-        if GATE:
-            up += tl.load(bias_ptr + num_outputs + row, mask=row < num_outputs, other=0.0).to(tl.float32)[:, None]
-    y = y.to(dtype)
-    if GATE:
-        y = gated(y, up.to(dtype))
+    y = finished(y, up, bias_ptr, row[:, None], num_outputs, dtype, GATE, BIAS)
     if ADD:
         y = (y.to(tl.float32) + residual).to(dtype)
     tl.store(y_ptr + place, y, mask=stored)

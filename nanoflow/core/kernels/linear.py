@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 
 from nanoflow.core.kernels.few_rows import few_linear, few_setting
-from nanoflow.core.kernels.gate import gated, silu_mul
+from nanoflow.core.kernels.gate import silu_mul
 from nanoflow.core.kernels.launch import has_room, let_next_start, overlap, prefetch, wait_for_previous
-from nanoflow.core.kernels.product import product
+from nanoflow.core.kernels.product import finished, product
 
 MOST_ROWS = 256  # beyond, cuBLAS is faster
 HEAD = 2**15  # outputs, or more, are taken for a share of the vocabulary
@@ -288,13 +288,7 @@ def _vector(
         scale = tl.rsqrt(tl.sum(squares, 0) / size + eps)
         y *= scale
         up *= scale
-    if BIAS:
-        y += tl.load(bias_ptr + row, mask=row < num_outputs, other=0.0).to(tl.float32)
-        if GATE:
-            up += tl.load(bias_ptr + num_outputs + row, mask=row < num_outputs, other=0.0).to(tl.float32)
-    result = y.to(dtype)
-    if GATE:
-        result = gated(result, up.to(dtype))
+    result = finished(y, up, bias_ptr, row, num_outputs, dtype, GATE, BIAS)
     tl.store(y_ptr + row, result, mask=row < num_outputs)
 
 
@@ -324,12 +318,6 @@ def _tile(
         xs, token < num_rows, weights, second_half, size - first, part, M, ROWS, COLUMNS, GATE, EVEN
     )  # fmt: skip
     stored = (token < num_rows)[:, None] & (row < num_outputs)[None, :]
-    if BIAS:
-        sums += tl.load(bias_ptr + row, mask=row < num_outputs, other=0.0).to(tl.float32)[None, :]
-        if GATE:
-            up_sums += tl.load(bias_ptr + num_outputs + row, mask=row < num_outputs, other=0.0).to(tl.float32)[None, :]
-    result = sums.to(y_ptr.dtype.element_ty)
-    if GATE:
-        result = gated(result, up_sums.to(y_ptr.dtype.element_ty))
+    result = finished(sums, up_sums, bias_ptr, row[None, :], num_outputs, y_ptr.dtype.element_ty, GATE, BIAS)
     place = (split.to(tl.int64) * num_rows + token[:, None]) * num_outputs + row[None, :]
     tl.store(y_ptr + place, result, mask=stored)

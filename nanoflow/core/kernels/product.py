@@ -1,9 +1,11 @@
-"""The loop that Triton's matrix products have in common."""
+"""What Triton's matrix products have in common: the loop over columns, and what becomes of the sums."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from nanoflow.core.kernels.gate import gated
 
 
 @triton.jit
@@ -39,3 +41,25 @@ def product(
                 up_weight = tl.load(weights + to_up + start, mask=inside[:, None], other=0.0)
             up_sums = tl.dot(x, up_weight, up_sums, input_precision="ieee")
     return sums, up_sums
+
+
+@triton.jit
+def finished(
+    sums, up_sums, bias_ptr, row, num_outputs, dtype: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr
+):  # fmt: skip
+    """The sums + b, rounded to `dtype`; with a `GATE`, silu of that times the same of `up_sums`.
+
+    Args:
+        sums, up_sums: float32.
+        bias_ptr: b, with that of `up_sums` behind it.
+        row: of W, whose sums these are; of a shape that can be broadcast to theirs.
+        num_outputs: how many there are; others get no bias.
+    """
+    if BIAS:
+        sums += tl.load(bias_ptr + row, mask=row < num_outputs, other=0.0).to(tl.float32)
+        if GATE:
+            up_sums += tl.load(bias_ptr + num_outputs + row, mask=row < num_outputs, other=0.0).to(tl.float32)
+    result = sums.to(dtype)
+    if GATE:
+        result = gated(result, up_sums.to(dtype))
+    return result
