@@ -30,10 +30,8 @@ class Embedding(nn.Module):
 
     def summands(self, input_ids_T: torch.Tensor) -> tuple[RankSummands | None, torch.Tensor]:
         """As `forward`, or ranks' parts of it and the residual, 0, that they are added to; both for `RMSNorm.add`."""
-        part_TD = self._part(input_ids_T)
-        if self.parallel.size > 1 and self.parallel.sums_in_norm(*part_TD.shape, part_TD.dtype):
-            return RankSummands(part_TD, self.parallel.group), torch.zeros_like(part_TD)
-        return None, self.parallel.all_reduce(part_TD)
+        x = self.parallel.summands(self._part(input_ids_T))
+        return (x, torch.zeros_like(x.part)) if isinstance(x, RankSummands) else (None, x)
 
     def _part(self, input_ids_T: torch.Tensor) -> torch.Tensor:
         """What this rank has of each vector: all or nothing."""

@@ -64,11 +64,7 @@ class Experts(nn.Module):
         else:
             weights_TC, chosen_TC = route(logits_TX, self.num_chosen, renormalize=self.renormalize)
             out = mix_experts(hidden_TD, weights_TC, chosen_TC, self.gate_up_X2FD, self.down_XDF)
-        if self.parallel.size == 1:
-            return out, residual
-        if self.parallel.sums_in_norm(*hidden_TD.shape, hidden_TD.dtype):
-            return RankSummands(out, self.parallel.group), residual
-        return self.parallel.all_reduce(out if out.dim() == 2 else out.sum(0)), residual
+        return self.parallel.summands(out), residual
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         """The tensors of each expert apart, as checkpoints on the Hub have them."""

@@ -164,10 +164,10 @@ class RowParallelLinear(Linear):
     def summands(self, x_TD: torch.Tensor) -> torch.Tensor | RankSummands:
         if self.parallel.size == 1:
             return super().summands(x_TD)
-        if self.parallel.sums_in_norm(len(x_TD), len(self.weight), x_TD.dtype):
-            part = super().summands(x_TD) if x_TD.is_cuda else super().forward(x_TD)  # without `forward`'s sum
-            return RankSummands(part, self.parallel.group)
-        return self(x_TD)
+        if not self.parallel.sums_in_norm(len(x_TD), len(self.weight), x_TD.dtype):
+            return self(x_TD)
+        part = super().summands(x_TD) if x_TD.is_cuda else super().forward(x_TD)  # without `forward`'s sum
+        return RankSummands(part, self.parallel.group)
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         return {prefix + name: None for name in self.biases} | super().weights(prefix)
