@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from nanoflow.cli.bench.settings import LatencyConfig, ServingConfig, ThroughputConfig
 from nanoflow.cli.chat_settings import ChatConfig
 from nanoflow.cli.config_files import SUFFIX, ConfigFiles
-from nanoflow.cli.settings import RunConfig, Settings, sections
+from nanoflow.cli.settings import RunConfig, Settings, ordered_names, sections
 from nanoflow.core.config import ROLES
 from nanoflow.core.errors import ConfigError
 from nanoflow.core.registry import Registry
@@ -127,7 +127,8 @@ def _role_and_name(config_path: str) -> tuple[str, str] | None:
 
 
 def _over_defaults(values: DictConfig, schema: type[Settings]) -> DictConfig:
-    defaults = {key: value for key, value in asdict(schema()).items() if key not in ROLES}
+    values_of = asdict(schema())
+    defaults = {name: values_of[name] for name in ordered_names(schema) if name not in ROLES}
     merged = OmegaConf.merge(defaults, values)
     for section in sections(schema):
         _open(merged[section])

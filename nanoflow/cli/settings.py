@@ -28,12 +28,21 @@ DEFAULTS = Config()
 T = TypeVar("T", bound="Settings")
 
 
+@dataclass(frozen=True)
 class Settings:
-    """Base of the dataclasses that hold all settings of a command, those of the engine that it builds among them.
+    """All settings of a command: these, of the engine that it builds, and those that a subclass adds.
 
     A field whose default is made by a dataclass is a section of keys, one of a role chooses a plugin, and the others
     are keys themselves.
     """
+
+    checkpoint: str = option(BUNDLED_CHECKPOINT, "a folder or a Hub id; bard is the one that nanoflow ships")
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    model: PluginChoice = DEFAULTS.model
+    attention: PluginChoice = DEFAULTS.attention
+    scheduler: PluginChoice = DEFAULTS.scheduler
+    block_manager: PluginChoice = DEFAULTS.block_manager
 
     @classmethod
     def from_composed(cls: type[T], composed: DictConfig, registry: Registry) -> T:
@@ -63,16 +72,22 @@ class Settings:
         return Config(**{name: getattr(self, name) for name in field_names(Config)})
 
 
+def ordered_names(schema: type[Settings]) -> list[str]:
+    """The names of its fields: the checkpoint, then what only this command has, then what all have."""
+    _, *shared = field_names(Settings)
+    return sorted(field_names(schema), key=shared.__contains__)
+
+
 def sections(schema: type[Settings]) -> dict[str, type]:
     """The sections of `schema` by name, each with its dataclass."""
-    return {item.name: item.default_factory for item in fields(schema) if is_dataclass(item.default_factory)}
+    made_by = {item.name: item.default_factory for item in fields(schema)}
+    return {name: made_by[name] for name in ordered_names(schema) if is_dataclass(made_by[name])}
 
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
     """What `run` builds, and what it does with it."""
 
-    checkpoint: str = option(BUNDLED_CHECKPOINT, "a folder or a Hub id; bard is the one that nanoflow ships")
     prompts: list[str] = option([], "texts to complete")
     prompts_file: str | None = option(
         None, "prompts from a file: a line each, or .jsonl objects; - is standard input; replaces prompts"
@@ -80,12 +95,6 @@ class RunConfig(Settings):
     output: str | None = option(
         None, "JSON lines file for the completions, continued if it is there; a sweep puts it into each job's folder"
     )
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    model: PluginChoice = DEFAULTS.model
-    attention: PluginChoice = DEFAULTS.attention
-    scheduler: PluginChoice = DEFAULTS.scheduler
-    block_manager: PluginChoice = DEFAULTS.block_manager
 
 
 SECTIONS = sections(RunConfig)
@@ -135,7 +144,7 @@ def all_keys(registry: Registry, schema: type[Settings] = RunConfig) -> list[str
     keys = [f"{section}.{name}" for section, part in sections(schema).items() for name in field_names(part)]
     for role in ROLES:
         keys += [f"{role}.{name}" for entry in registry.entries(role) for name in field_names(entry.component.config)]
-    return [*field_names(schema), *keys]
+    return [*ordered_names(schema), *keys]
 
 
 def unknown_key(key: str, known: list[str]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nanoflow.bench.options import LatencyOptions, ServingOptions, ThroughputOptions, WorkloadOptions
-from nanoflow.cli.settings import DEFAULTS, Settings
-from nanoflow.core.config import BUNDLED_CHECKPOINT, EngineConfig, PluginChoice, SamplingParams, option
+from nanoflow.cli.settings import Settings
+from nanoflow.core.config import BUNDLED_CHECKPOINT, option
 
 CHECKPOINT_HELP = "a folder, a Hub id, bard, or qwen3-0.6b to qwen3-32b, qwen3-30b-a3b for engine.load_format=dummy"
 
@@ -17,12 +17,6 @@ class BenchConfig(Settings):
 
     checkpoint: str = option(BUNDLED_CHECKPOINT, CHECKPOINT_HELP)
     bench: WorkloadOptions = field(default_factory=WorkloadOptions)
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    model: PluginChoice = DEFAULTS.model
-    attention: PluginChoice = DEFAULTS.attention
-    scheduler: PluginChoice = DEFAULTS.scheduler
-    block_manager: PluginChoice = DEFAULTS.block_manager
 
 
 @dataclass(frozen=True)
