@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import time
 from dataclasses import replace
 from multiprocessing import get_context
+from typing import Any
 
 import pytest
 import torch
@@ -24,11 +27,8 @@ def test_norm(rows: int, size: int, parts: int, dtype: torch.dtype) -> None:
     checks.check_norm(rows, size, parts, dtype, "cpu")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_sum_over_ranks(size: int, dtype: torch.dtype) -> None:
-    """Ranks as processes, with calls of different shapes one after the other; rows have owners in every other one."""
-    calls = [(3, 70, 1), (1, 70, 2), (4, 34, 3), (2, 100, 1), (1, 8, 1), (4, 100, 2), (7, 50, 1), (3, 20, 1), (8, 4, 3)]
+def sum_over_ranks(size: int, calls: list[tuple[int, int, int]], dtype: torch.dtype) -> None:
+    """Ranks as processes, each of which compares what it gets."""
     inboxes = torch.full((size, 2, size, 400), -1, dtype=torch.int32).share_memory_()
     addresses = torch.tensor([inbox.data_ptr() for inbox in inboxes])
     processes = [
@@ -42,6 +42,30 @@ def test_sum_over_ranks(size: int, dtype: torch.dtype) -> None:
         process.kill()
     assert [process.exitcode for process in processes] == [0] * size
     assert (inboxes == -1).all(), "whoever has read a word empties it"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_sum_over_ranks(size: int, dtype: torch.dtype) -> None:
+    """Calls of different shapes one after the other; rows have owners in every other one."""
+    calls = [(3, 70, 1), (1, 70, 2), (4, 34, 3), (2, 100, 1), (1, 8, 1), (4, 100, 2), (7, 50, 1), (3, 20, 1), (8, 4, 3)]
+    sum_over_ranks(size, calls, dtype)
+
+
+def test_ranks_that_are_late_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a call, or between sending and reading; the others run ahead, and write nowhere that is yet to be read."""
+    delays = random.SystemRandom()  # of which forked ranks have no copies
+    receive = ranks.receive
+
+    def late(*args: Any) -> Any:
+        if delays.random() < 0.2:
+            time.sleep(delays.uniform(0, 0.05))
+        return receive(*args)
+
+    monkeypatch.setattr(ranks, "receive", late)
+    shapes = random.Random(1)
+    calls = [(shapes.choice([1, 3, 4]), shapes.choice([2, 8, 12]), 1) for _ in range(60)]
+    sum_over_ranks(3, calls, torch.bfloat16)
 
 
 def test_a_sum_can_be_left() -> None:
