@@ -7,9 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hydra.errors import MissingConfigException
 
+from nanoflow.cli import hydra_app
+from nanoflow.cli.run import COMMAND
 from nanoflow.cli.settings import SECTIONS
 from nanoflow.core.config import ROLES, field_names
+from nanoflow.core.registry import Registry
 from tests.cli.conftest import Cli
 
 BUNDLED = Path(__file__).parents[2] / "nanoflow" / "assets" / "bard"
@@ -64,7 +68,7 @@ SETTINGS = {
     "prompts=[]": "prompts is empty",
     # an unknown option
     "scheduler=fcsf": "There is no scheduler called 'fcsf'; installed are: fcfs, lpm, priority, sjf. Did you mean",
-    "hydra/launcher=slurm": ". More come with `pip install 'nanoflow[launchers]'`.",
+    "hydra/launcher=slurm": "there are: basic, joblib, submitit_local, submitit_slurm.\n",
     "attention=flsh": "There is no attention called 'flsh'; installed are:",
     "model=qwem3": "Did you mean 'qwen3'?",
     "block_manager=a/b": "There is no config 'block_manager/a/b'; there are: plain, prefix, radix.",
@@ -97,6 +101,12 @@ def test_a_setting_that_cannot_be_used(cli: Cli, argument: str) -> None:
     outcome = cli("run", argument)
     assert SETTINGS[argument] in outcome.error
     assert (outcome.code, outcome.out) == (1, "")
+
+
+def test_a_launcher_that_is_not_installed() -> None:
+    error = MissingConfigException("", missing_cfg_file="hydra/launcher/joblib", options=["basic"])
+    sentence = "There is no config 'hydra/launcher/joblib'; there are: basic. More come with `pip install 'nanoflow["
+    assert hydra_app._sentence(error, COMMAND, Registry.load()).startswith(sentence)
 
 
 @pytest.mark.parametrize("argument", USAGE)
