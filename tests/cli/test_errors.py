@@ -68,7 +68,7 @@ SETTINGS = {
     "prompts=[]": "prompts is empty",
     # an unknown option
     "scheduler=fcsf": "There is no scheduler called 'fcsf'; installed are: fcfs, lpm, priority, sjf. Did you mean",
-    "hydra/launcher=slurm": "there are: basic, joblib, submitit_local, submitit_slurm.\n",
+    "hydra/launcher=slurm": "there are: basic, joblib, submitit_local, submitit_slurm.",
     "attention=flsh": "There is no attention called 'flsh'; installed are:",
     "model=qwem3": "Did you mean 'qwen3'?",
     "block_manager=a/b": "There is no config 'block_manager/a/b'; there are: plain, prefix, radix.",
@@ -105,8 +105,8 @@ def test_a_setting_that_cannot_be_used(cli: Cli, argument: str) -> None:
 
 def test_a_launcher_that_is_not_installed() -> None:
     error = MissingConfigException("", missing_cfg_file="hydra/launcher/joblib", options=["basic"])
-    sentence = "There is no config 'hydra/launcher/joblib'; there are: basic. More come with `pip install 'nanoflow["
-    assert hydra_app._sentence(error, COMMAND, Registry.load()).startswith(sentence)
+    sentence = "There is no config 'hydra/launcher/joblib'; there are: basic. More come with `pip install "
+    assert hydra_app._sentence(error, COMMAND, Registry.load()) == f"{sentence}'nanoflow[launchers]'`."
 
 
 @pytest.mark.parametrize("argument", USAGE)
