@@ -74,9 +74,10 @@ def test_greedy_float32_is_exact(oracle: Oracle, size: int, options: dict[str, A
 
 
 @pytest.mark.parametrize("one_shot_kib", [0, 512])
-def test_preemption(oracle: Oracle, one_shot_kib: int) -> None:
+@pytest.mark.parametrize("size", [2, 4])
+def test_preemption(oracle: Oracle, size: int, one_shot_kib: int) -> None:
     longest = max(len(prompt) for prompt in oracle("bard").prompts) + 20
-    with start(oracle, 2, num_kv_blocks=-(-longest // 16), one_shot_kib=one_shot_kib) as llm:
+    with start(oracle, size, num_kv_blocks=-(-longest // 16), one_shot_kib=one_shot_kib) as llm:
         check(llm, oracle("bard"))
         assert llm.stats.num_preemptions > 0
 
