@@ -28,7 +28,7 @@ def one_of(size: int) -> AbstractContextManager[object]:
     """Within it, engines of one rank are built as rank 0 of so many."""
 
     def form_team(config: Config) -> Team:
-        group = Alone.of(size, one_shot_bytes(config.engine.one_shot_kib), torch.device("cuda"))
+        group = Alone(size, one_shot_bytes(config.engine.one_shot_kib), torch.device("cuda"))
         # With a local rank, as under torchrun: this host needs no GPUs for the others.
         return Team(ParallelContext(0, size, group), None, local_rank=0)
 

@@ -157,13 +157,16 @@ class ParallelContext:
 
     def sums_in_norm(self, num_rows: int, size: int, dtype: torch.dtype) -> bool:
         """As `Group.sums_in_norm`."""
-        return self.group is not None and self.size > 1 and self.group.sums_in_norm(num_rows, size, dtype)
+        return self.group is not None and self.group.sums_in_norm(num_rows, size, dtype)
 
-    def summands(self, part: torch.Tensor) -> torch.Tensor | RankSummands:
-        """The sum of all ranks' parts, [T, D] or C summands [C, T, D], or what `RMSNorm.add` adds up to it."""
+    def summands(self, part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | RankSummands:
+        """The sum of all ranks' parts, [T, D] or C summands [C, T, D], or what `RMSNorm.add` adds up to it.
+
+        `dtype` is the residual's.
+        """
         if self.size == 1:
             return part
-        if self.sums_in_norm(*part.shape[-2:], part.dtype):
+        if self.sums_in_norm(*part.shape[-2:], dtype):
             return RankSummands(part, self.group)
         return self.all_reduce(part if part.dim() == 2 else part.sum(0))
 

@@ -150,7 +150,7 @@ class Renumbered(dist.Store):
         return f"{self.numbers.setdefault(exchange, len(self.numbers))}/{rank}"
 
 
-class OneShotGroup(ProcessGroup):
+class OneShotGroup(SumsInNorms, ProcessGroup):
     """NCCL, but small sums that a norm follows are made with it in one kernel, `kernels.ranks`.
 
     Ranks write to each other's memory, which is PyTorch's symmetric memory: for small sums the one-shot all-reduce of
@@ -190,29 +190,23 @@ class OneShotGroup(ProcessGroup):
         """Make the inbox, and learn where those of the others are."""
         from torch.distributed import _symmetric_memory as symmetric
 
+        from nanoflow.core.kernels.ranks import EMPTY
+
         c10d._SymmetricMemory.set_group_info(self.name, rank, size, self.store)
-        shape = SumsInNorms.shape_of_inbox(size, most_bytes)
-        self.inbox = symmetric.empty(*shape, dtype=torch.int32, device=device).fill_(-1)
+        shape = self.shape_of_inbox(size, most_bytes)
+        self.inbox = symmetric.empty(*shape, dtype=torch.int32, device=device).fill_(EMPTY.value)
         torch.cuda.synchronize(device)  # before others get to know of it and write there
         self.handle = symmetric.rendezvous(self.inbox, self.name)
         offset = self.inbox.data_ptr() - self.handle.buffer_ptrs[rank]  # of the tensor in its allocation
         addresses = [pointer + offset for pointer in self.handle.buffer_ptrs]
-        self.sums = SumsInNorms.over(addresses, rank, most_bytes, device)
+        self.use(addresses, rank, most_bytes, device)
         self.aside = torch.cuda.Stream(device)
         self.yes = torch.ones(1, dtype=torch.int32, pin_memory=True)
-
-    def sums_in_norm(self, num_rows: int, size: int, dtype: torch.dtype) -> bool:
-        return self.sums.take(num_rows, size, dtype)
-
-    def sum_add_norm(
-        self, x: torch.Tensor, residual_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.sums.sum_add_norm(x, residual_TD, weight_D, eps)
 
     def close(self) -> None:
         # Kernels may wait for a rank that is gone, and whoever frees memory for them. A copy can run beside them.
         with torch.cuda.stream(self.aside):
-            self.sums.left.copy_(self.yes, non_blocking=True)
+            self.left.copy_(self.yes, non_blocking=True)
         self.unregister()
         super().close()
 

@@ -16,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -25,7 +25,7 @@ import torch
 from nanoflow.core import build, checkpoint
 from nanoflow.core.config import Config
 from nanoflow.core.imagined import GPU, Kernel, imagined
-from nanoflow.core.parallel import Group, ParallelContext
+from nanoflow.core.parallel import ParallelContext
 from nanoflow.core.process_group import one_shot_bytes
 from nanoflow.core.registry import Registry
 from nanoflow.core.sums_in_norms import SumsInNorms
@@ -39,22 +39,18 @@ LAYERS = 2  # the first one has no residual yet; the others are like the second
 MOST_PROCESSES = 32
 
 
-@dataclass(frozen=True)
-class Echo(Group):
+class Echo(SumsInNorms):
     """Other ranks that have the same as this one, for which sums take this one's part. Its tokens mean nothing.
 
-    Attributes:
+    Args:
         size: number of ranks.
-        sums: those that are left to norms.
+        most_bytes: of sums that are left to norms.
+        device: of this one.
     """
 
-    size: int
-    sums: SumsInNorms
-
-    @classmethod
-    def of(cls, size: int, most_bytes: int, device: torch.device) -> Echo:
-        """So many ranks, this one included, who leave sums of up to so many bytes to norms."""
-        return cls(size, SumsInNorms.over([0] * size, 0, most_bytes, device))
+    def __init__(self, size: int, most_bytes: int, device: torch.device) -> None:
+        self.size = size
+        self.use([0] * size, 0, most_bytes, device)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -65,14 +61,6 @@ class Echo(Group):
     def broadcast(self, x: torch.Tensor) -> None:
         pass
 
-    def sums_in_norm(self, num_rows: int, size: int, dtype: torch.dtype) -> bool:
-        return self.sums.take(num_rows, size, dtype)
-
-    def sum_add_norm(
-        self, x: torch.Tensor, residual_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.sums.sum_add_norm(x, residual_TD, weight_D, eps)
-
 
 def rehearse(config: Config, plan: build.Plan, gpu: GPU, num_ranks: int) -> list[Kernel]:
     """The kernels that rank 0 launches until its engine is built; tells why if it doesn't come to an end."""
@@ -82,7 +70,7 @@ def rehearse(config: Config, plan: build.Plan, gpu: GPU, num_ranks: int) -> list
     config = replace(config, engine=replace(config.engine, load_format="dummy", num_kv_blocks=1))
     registry = Registry.load()
     with patch.object(checkpoint, "fill_random"), imagined(gpu) as kernels:
-        echo = Echo.of(num_ranks, one_shot_bytes(config.engine.one_shot_kib), gpu.device) if num_ranks > 1 else None
+        echo = Echo(num_ranks, one_shot_bytes(config.engine.one_shot_kib), gpu.device) if num_ranks > 1 else None
         team = Team(ParallelContext(0, num_ranks, echo), None)
         try:
             build.build_runner(config, registry, replace(plan, hf_config=hf_config), team, lambda: None)

@@ -133,7 +133,9 @@ def vector_setting(num_outputs: int, size: int, *, gate: bool, normed: bool) -> 
             return Vector(rows=2, columns=min(1024, triton.next_power_of_2(size)), num_warps=4)
         return Vector(rows=4, columns=512, num_warps=4)
     if size % 4096 == 0 and not gate:
-        return Vector(rows=2, columns=4096, num_warps=4) if num_outputs > 2048 else Vector(1, 2048, num_warps=4)
+        if num_outputs <= 2048:
+            return Vector(rows=1, columns=2048, num_warps=4)
+        return Vector(rows=2, columns=4096, num_warps=4)
     return Vector(rows=2, columns=1024, num_warps=4)
 
 

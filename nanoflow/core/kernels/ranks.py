@@ -40,7 +40,7 @@ def sum_add_rms_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """`add_rms_norm` of the sum of all ranks' `x`, which are rounded to the residual's dtype before they are added up.
 
-    The sum is made in float32 in the order of ranks, and rounded; so all ranks get the same bits.
+    The sum is made in float32 and rounded, by the same program on all ranks; so they get the same bits.
 
     Args:
         x: [T, D]; or [C, T, D], C summands of it. T is 1 to R.

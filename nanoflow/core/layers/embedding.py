@@ -30,7 +30,7 @@ class Embedding(nn.Module):
 
     def summands(self, input_ids_T: torch.Tensor) -> tuple[RankSummands | None, torch.Tensor]:
         """As `forward`, or ranks' parts of it and the residual, 0, that they are added to; both for `RMSNorm.add`."""
-        x = self.parallel.summands(self._part(input_ids_T))
+        x = self.parallel.summands(self._part(input_ids_T), self.weight.dtype)
         return (x, torch.zeros_like(x.part)) if isinstance(x, RankSummands) else (None, x)
 
     def _part(self, input_ids_T: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ class Experts(nn.Module):
         else:
             weights_TC, chosen_TC = route(logits_TX, self.num_chosen, renormalize=self.renormalize)
             out = mix_experts(hidden_TD, weights_TC, chosen_TC, self.gate_up_X2FD, self.down_XDF)
-        return self.parallel.summands(out), residual
+        return self.parallel.summands(out, hidden_TD.dtype), residual
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         """The tensors of each expert apart, as checkpoints on the Hub have them."""

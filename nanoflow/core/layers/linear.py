@@ -38,19 +38,19 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features, **place), requires_grad=False) if bias else None
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        if x_TD.is_cuda:
-            from nanoflow.core.kernels.linear import linear
-
-            return linear(x_TD, self.weight, self.bias, gate=self.gate)
-        return F.linear(x_TD, self.weight, self.bias)
+        return self._product(x_TD)
 
     def summands(self, x_TD: torch.Tensor) -> torch.Tensor | RankSummands:
         """As `forward`, or something that `RMSNorm.add` adds up to it: [C, T, D] in float32, or ranks' parts."""
+        return self._product(x_TD, may_split=True)
+
+    def _product(self, x_TD: torch.Tensor, *, may_split: bool = False) -> torch.Tensor:
+        """This rank's part of the result; with `may_split` also as summands."""
         if x_TD.is_cuda:
             from nanoflow.core.kernels.linear import linear
 
-            return linear(x_TD, self.weight, self.bias, gate=self.gate, may_split=True)
-        return self(x_TD)
+            return linear(x_TD, self.weight, self.bias, gate=self.gate, may_split=may_split)
+        return F.linear(x_TD, self.weight, self.bias)
 
     def added(
         self, x_TD: torch.Tensor, residual_TD: torch.Tensor
@@ -114,10 +114,11 @@ class GatedLinear(ColumnParallelLinear):
 
     gate = True
 
-    def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
+    def _product(self, x_TD: torch.Tensor, *, may_split: bool = False) -> torch.Tensor:
+        y_TD = super()._product(x_TD, may_split=may_split)
         if x_TD.is_cuda:
-            return super().forward(x_TD)
-        gate, up = super().forward(x_TD).chunk(2, -1)
+            return y_TD
+        gate, up = y_TD.chunk(2, -1)
         return F.silu(gate) * up
 
 
@@ -159,15 +160,11 @@ class RowParallelLinear(Linear):
         self.biases = [f"{name}.bias" for name in parts] if bias else []
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return self.parallel.all_reduce(super().forward(x_TD))
+        return self.parallel.all_reduce(self._product(x_TD))
 
     def summands(self, x_TD: torch.Tensor) -> torch.Tensor | RankSummands:
-        if self.parallel.size == 1:
-            return super().summands(x_TD)
-        if not self.parallel.sums_in_norm(len(x_TD), len(self.weight), x_TD.dtype):
-            return self(x_TD)
-        part = super().summands(x_TD) if x_TD.is_cuda else super().forward(x_TD)  # without `forward`'s sum
-        return RankSummands(part, self.parallel.group)
+        in_norm = self.parallel.size == 1 or self.parallel.sums_in_norm(len(x_TD), len(self.weight), x_TD.dtype)
+        return self.parallel.summands(self._product(x_TD, may_split=in_norm), x_TD.dtype)
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         return {prefix + name: None for name in self.biases} | super().weights(prefix)
