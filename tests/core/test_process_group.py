@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -34,19 +34,21 @@ class NCCL:
 class OneShot(ProcessGroup):
     """It can't be had by rank 1."""
 
+    unregistered: ClassVar[list[OneShot]] = []
+
     def __init__(self, backend: Any, rank: int, size: int, *args: Any) -> None:
         super().__init__(backend, size)
-        self.left = False
         if rank == 1:
             raise RuntimeError("no peer access.\nmore")
 
     def unregister(self) -> None:
-        self.left = True
+        self.unregistered.append(self)
 
 
 def test_where_one_rank_shares_no_memory_all_take_nccl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "ProcessGroupNCCL", NCCL, raising=False)
     monkeypatch.setattr(process_group, "OneShotGroup", OneShot)
+    monkeypatch.setattr(OneShot, "unregistered", [])
     device = torch.device("cuda", 0)
 
     def groups(one_shot_kib: int | None) -> list[ProcessGroup]:
@@ -59,6 +61,7 @@ def test_where_one_rank_shares_no_memory_all_take_nccl(monkeypatch: pytest.Monke
     with pytest.warns(UserWarning, match=r"can't write to each other's memory \(no peer access\), so NCCL") as told:
         assert [type(group) for group in groups(None)] == [ProcessGroup] * 2
     assert len(told) == 1
+    assert len(OneShot.unregistered) == 1, "that of rank 0, which had one"
     with pytest.raises(ConfigError, match=r"\(no peer access\); set it to 0"):
         groups(64)
 
