@@ -232,7 +232,7 @@ def build_runner(
     if device.type == "cuda":
         captured_bytes, step_bytes = memory.measure_step(runner_with(build_attention(), 0), limits, plan.max_model_len)
         rows = graphs.num_rows(decodes, tokens, limits.max_num_seqs)
-        reserved = step_bytes + memory.graph_bytes(captured_bytes, rows, model.vocab_size, plan.dtype)
+        reserved = step_bytes + memory.graph_bytes(captured_bytes, rows, model.vocab_size // parallel.size, plan.dtype)
     num_blocks = team.least(memory.pick_num_blocks(options, attention.bytes_per_block, device, reserved))
     try:
         attention.allocate(num_blocks + 1)  # the last block is nobody's

@@ -16,6 +16,7 @@ import torch
 
 from nanoflow.core.interfaces import AttentionBackend, ModelArch
 from nanoflow.core.mailbox import Mailbox
+from nanoflow.core.parallel import ParallelContext
 from nanoflow.core.sampler import sample
 from nanoflow.core.step import StepBuffer, StepInput
 from nanoflow.core.types import AttentionInput
@@ -71,7 +72,7 @@ class Capture:
         graph: what is replayed.
         buffer: the step's arrays, on the device.
         inputs: what the attention backend planned with; the graph writes to its block tables.
-        logits_SV: for rows that need more than a plain draw.
+        logits_SV: for rows that need more than a plain draw; with several ranks, this one's part of the vocabulary.
         tokens_S: int64; the plain draw, also written to `RowState.last_token_R`.
     """
 
@@ -89,18 +90,20 @@ class StepGraphs:
         model, attention: as in `ModelRunner`; the backend is `capturable`, and its cache has one block more than the
             block manager hands out, the last, where padding goes.
         rows: the state that steps read and write.
+        parallel: this rank among those that share the model.
         block_size: P.
         decodes: batch sizes to capture decode steps for, rising.
         tokens: token counts to capture all other steps for, rising; none for a backend that isn't `capturable_chunks`.
     """
 
     def __init__(
-        self, model: ModelArch, attention: AttentionBackend, rows: RowState, *, block_size: int, decodes: list[int],
-        tokens: list[int],
+        self, model: ModelArch, attention: AttentionBackend, rows: RowState, parallel: ParallelContext, *,
+        block_size: int, decodes: list[int], tokens: list[int],
     ) -> None:  # fmt: skip
         self.model = model
         self.attention = attention
         self.rows = rows
+        self.parallel = parallel
         self.block_size = block_size
         self.max_num_seqs = len(rows.last_token_R) - 1
         self.decodes = decodes
@@ -182,7 +185,7 @@ class StepGraphs:
         step.context_lens_S[:] = 1
 
     def _step(self, buffer: StepBuffer, inputs: AttentionInput) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [S, V] and tokens [S] of one step."""
+        """Logits, as `Capture` has them, and tokens [S] of one step."""
         rows, step = self.rows, buffer.tensors
         self.mailbox.receive(buffer)
         ids_T, temperature_S, seed_S = gather_rows(rows, step, self.block_size, inputs.block_tables_SB, self.mailbox)
@@ -192,8 +195,9 @@ class StepGraphs:
             hidden = hidden[step.query_start_S1[1:] - 1]
         logits_SV = self.model.compute_logits(hidden)
         tokens_S = sample(
-            logits_SV, temperature_S, seed_S, step.context_lens_S, None, rows.last_token_R, step.targets_S, self.mailbox
-        )
+            logits_SV, temperature_S, seed_S, step.context_lens_S, None, rows.last_token_R, step.targets_S,
+            self.mailbox, self.parallel,
+        )  # fmt: skip
         return logits_SV, tokens_S
 
 

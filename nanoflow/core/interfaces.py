@@ -334,7 +334,10 @@ class ModelArch(ABC):
 
     @abstractmethod
     def compute_logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
-        """Logits [S, V] of the rows that sample."""
+        """Logits [S, V] of the rows that sample.
+
+        With several ranks [S, V / ranks], of this rank's part of the vocabulary, as `Embedding.logits` gives them.
+        """
 
     @abstractmethod
     def weights(self) -> dict[str, torch.Tensor | Shard | None]:

@@ -89,7 +89,7 @@ def graph_bytes(step_bytes: int, rows: int, vocab_size: int, dtype: torch.dtype)
     Args:
         step_bytes: what the most expensive captured step takes; graphs have as much for all of them together.
         rows: of logits, of which each graph has its own; 0 if there are no graphs.
-        vocab_size: V.
+        vocab_size: V, or what a rank has of it.
         dtype: of the logits.
     """
     return step_bytes + rows * vocab_size * dtype.itemsize + GRAPH_BYTES if rows else 0

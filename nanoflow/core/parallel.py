@@ -181,3 +181,6 @@ class ParallelContext:
             f"engine.tensor_parallel_size is {self.size}, but the model's {total} {what} can't be split evenly over so "
             f"many ranks; {fitting[-1]} would do for them."
         )
+
+
+ALONE = ParallelContext()  # the only rank

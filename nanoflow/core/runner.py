@@ -115,8 +115,9 @@ class ModelRunner:
     def capture(self, decodes: list[int], tokens: list[int]) -> None:
         """Capture decode steps of these batch sizes, and other steps of these numbers of tokens."""
         self.graphs = StepGraphs(
-            self.model, self.attention, self.rows, block_size=self.block_size, decodes=decodes, tokens=tokens
-        )
+            self.model, self.attention, self.rows, self.team.parallel, block_size=self.block_size, decodes=decodes,
+            tokens=tokens,
+        )  # fmt: skip
 
     @torch.inference_mode()
     def submit(self, batch: Batch) -> PendingStep:
@@ -167,6 +168,8 @@ class ModelRunner:
             assert capture is not None
             self.graphs.open(capture).memory.copy_(work.step.memory)
             self.graphs.replay(capture)
+            if not work.drawn_by_all:
+                self.team.parallel.all_gather(capture.logits_SV)
         else:
             hidden_TD = self._forward(work.step, work.num_decodes, work.settled)
             for start in range(0, len(work.scored_L), ROWS):  # as `top_logprobs` asks for them
@@ -217,7 +220,7 @@ class ModelRunner:
 
     def _logits(self, hidden_TD: torch.Tensor, places: np.ndarray) -> torch.Tensor:
         """Logits after these tokens of the step (int64)."""
-        return self.model.compute_logits(hidden_TD[to_device(places, self.device)])
+        return self.team.parallel.all_gather(self.model.compute_logits(hidden_TD[to_device(places, self.device)]))
 
     def _replay(self, capture: Capture, step: StepBuffer, batch: Batch, rows: np.ndarray) -> PendingStep:
         """As one graph, which draws for all rows as if they wanted no more than a plain draw."""
@@ -226,7 +229,7 @@ class ModelRunner:
         count = len(rows)
         if self.sampler.plain[rows].all():
             return PendingStep(on_host_S[:count], batch.samples, [], done, self.watched)
-        logits_SV, tokens_S = capture.logits_SV[:count], capture.tokens_S[:count]
+        logits_SV, tokens_S = self.team.parallel.all_gather(capture.logits_SV)[:count], capture.tokens_S[:count]
         again = self.sampler.beyond_plain(rows, step.arrays.context_lens_S[:count]) & batch.samples
         everyone = self._drawing(step, batch, rows, np.arange(count))
         if again.all():

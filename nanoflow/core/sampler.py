@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from nanoflow.core.mailbox import Mailbox
+from nanoflow.core.parallel import ALONE, ParallelContext
 from nanoflow.core.transfer import to_device
 
 UINT32 = 0xFFFFFFFF
@@ -58,19 +59,23 @@ class Filters:
 def sample(
     logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor,
     filters: Filters | None = None, last_token_R: torch.Tensor | None = None, targets_S: torch.Tensor | None = None,
-    mailbox: Mailbox | None = None,
+    mailbox: Mailbox | None = None, parallel: ParallelContext = ALONE,
 ) -> torch.Tensor:  # fmt: skip
     """Token ids [S], int64, of rows whose parameters lie on the logits' device; may be captured in a CUDA graph.
+
+    Several ranks may each have a part of the logits. They draw from it alone, and compare their best candidates.
 
     Args:
         logits_SV: left alone.
         temperature_S: float32; 0 is greedy.
         seed_S: int64; any 64 bits.
         position_S: int64; index of the token to be sampled in its sequence, below 2**32.
-        filters: None for none.
+        filters: None for none; only where all logits are here.
         last_token_R: int64; the tokens are written there too, at `targets_S` (int64). None writes nothing.
         targets_S: distinct where it matters which token stays.
         mailbox: the tokens are left there, too. None leaves them nowhere.
+        parallel: the ranks that have parts of the logits, of one size and in their order. All of them call this, with
+            the same parameters, and get the same tokens.
     """
     if logits_SV.is_cuda:
         from nanoflow.core.kernels.filters import thresholds
@@ -80,15 +85,17 @@ def sample(
         if filters is not None:
             lowest_S = thresholds(logits_SV, temperature_S, filters.top_k_S, filters.top_p_S, filters.min_p_S)
         places = (None, None) if mailbox is None else (mailbox.outbox, mailbox.turn_1)
-        return draw(logits_SV, temperature_S, seed_S, position_S, lowest_S, last_token_R, targets_S, *places)
+        return draw(logits_SV, temperature_S, seed_S, position_S, lowest_S, last_token_R, targets_S, *places, parallel)
     scores = logits_SV.float() / temperature_S.clamp(min=LOWEST_TEMPERATURE).unsqueeze(-1)
     if filters is not None:
         if (filters.top_k_S < scores.shape[-1]).any() or (filters.top_p_S < 1).any():
             scores = keep_top(scores, filters.top_k_S.unsqueeze(-1), filters.top_p_S.unsqueeze(-1))
         scores = keep_likely(scores, filters.min_p_S.unsqueeze(-1))
-    noise = gumbel_noise(seed_S.unsqueeze(-1), position_S.unsqueeze(-1), scores.shape[-1])
-    drawn_S = (scores + noise).argmax(-1)
-    tokens_S = torch.where(temperature_S > 0, drawn_S, logits_SV.argmax(-1))
+    first = parallel.rank * scores.shape[-1]
+    scores += gumbel_noise(seed_S.unsqueeze(-1), position_S.unsqueeze(-1), scores.shape[-1], first)
+    best_S, token_S = torch.where(temperature_S.unsqueeze(-1) > 0, scores, logits_SV.float()).max(-1)
+    best_SN, token_SN = (parallel.all_gather(x.unsqueeze(-1)) for x in (best_S, token_S + first))
+    tokens_S = token_SN.gather(-1, best_SN.argmax(-1, keepdim=True)).squeeze(-1)
     if last_token_R is not None:
         last_token_R[targets_S] = tokens_S
     if mailbox is not None:
@@ -142,12 +149,15 @@ def keep_likely(scores_SV: torch.Tensor, min_p_S1: torch.Tensor) -> torch.Tensor
     return scores_SV.masked_fill(scores_SV < scores_SV.amax(-1, keepdim=True) + min_p_S1.log(), -torch.inf)
 
 
-def gumbel_noise(seed_S1: torch.Tensor, position_S1: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Standard Gumbel noise [S, V], float32, a function of (seed, position, candidate id) alone."""
+def gumbel_noise(seed_S1: torch.Tensor, position_S1: torch.Tensor, vocab_size: int, first: int = 0) -> torch.Tensor:
+    """Standard Gumbel noise [S, V], float32, a function of (seed, position, candidate id) alone.
+
+    Candidates have the ids from `first` on.
+    """
     key = _mix(seed_S1 & UINT32)
     key = _mix(key ^ ((seed_S1 >> 32) & UINT32))
     key = _mix(key ^ position_S1)
-    candidates_V = torch.arange(vocab_size, device=seed_S1.device)
+    candidates_V = torch.arange(first, first + vocab_size, device=seed_S1.device)
     bits = _mix(_mix(candidates_V ^ key) + key & UINT32)
     uniform = ((bits >> 9).float() + 0.5) * 2.0**-23  # exact, so never 0 or 1
     return -torch.log(-torch.log(uniform))

@@ -19,7 +19,7 @@ from nanoflow.core.config import Config, EngineConfig, PluginChoice, SamplingPar
 from nanoflow.core.errors import CheckpointError, ConfigError
 from nanoflow.core.interfaces import AttentionBackend, AttentionContext, ModelArch, ModelContext
 from nanoflow.core.llm import LLM
-from nanoflow.core.parallel import ParallelContext, Shard
+from nanoflow.core.parallel import ALONE, ParallelContext, Shard
 from nanoflow.testing.batches import Case, distance
 from nanoflow.testing.checkpoints import NUM_OUTPUT_TOKENS, Reference, make_checkpoint, make_reference, oracle_of
 from nanoflow.testing.ranks import on_ranks
@@ -27,7 +27,6 @@ from nanoflow.testing.suite import Suite
 
 BLOCK_SIZE = 4
 SHARD = "20KB"
-ALONE = ParallelContext()
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 everywhere = pytest.mark.parametrize("device", DEVICES)
 
@@ -153,7 +152,7 @@ class ModelArchSuite(Suite):
                 hidden = model.forward(
                     torch.tensor(ids, device=device), torch.tensor(positions, device=device), attention
                 )
-                parts = model.compute_logits(hidden).cpu().split(lens.tolist())
+                parts = parallel.all_gather(model.compute_logits(hidden)).cpu().split(lens.tolist())
             for row, part in zip(left, parts, strict=True):
                 found[row].append(part)
                 done[row] += counts[row]

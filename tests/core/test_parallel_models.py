@@ -50,7 +50,7 @@ def logits(folder: Path, size: int, token_ids: torch.Tensor, *, in_norm: bool = 
         attention = backend.component.build(backend_options, context)
         attention.allocate(1)
         attention.plan(inputs)
-        return model.compute_logits(model.forward(token_ids, positions, attention))
+        return parallel.all_gather(model.compute_logits(model.forward(token_ids, positions, attention)))
 
     return on_ranks(size, work, in_norm=in_norm)
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from queue import Queue
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
-from nanoflow import LLM, SamplingParams
+from nanoflow import SamplingParams
+from nanoflow.core import build
+from nanoflow.core.config import Config
+from nanoflow.core.engine import Engine
 from nanoflow.core.graphs import Capture, StepGraphs, most_seqs
+from nanoflow.core.options import config_from_options
+from nanoflow.core.parallel import ParallelContext
+from nanoflow.core.registry import Registry
 from nanoflow.core.step import StepBuffer
+from nanoflow.core.team import Team
 from nanoflow.core.types import AttentionInput
+from nanoflow.testing.ranks import on_ranks
 from tests.core.checkpoints import Oracle
-from tests.core.running import engine_of, tokens
+from tests.core.running import tokens
 
 
 class RerunGraphs(StepGraphs):
@@ -21,6 +31,7 @@ class RerunGraphs(StepGraphs):
 
     def __init__(self, runner: Any, decodes: list[int], sizes: list[int]) -> None:
         self.model, self.attention, self.rows = runner.model, runner.attention, runner.rows
+        self.parallel = runner.team.parallel
         self.block_size = runner.block_size
         self.max_num_seqs = len(self.rows.last_token_R) - 1
         self.decodes, self.tokens = decodes, sizes
@@ -53,6 +64,20 @@ class RerunGraphs(StepGraphs):
         return self.mailbox.send()
 
 
+class Beside(Team):
+    """The other rank is a thread, which gets what rank 0 sends through a queue."""
+
+    def __init__(self, parallel: ParallelContext, messages: Queue[bytes]) -> None:
+        super().__init__(parallel, None)
+        self.messages = messages
+
+    def send(self, message: np.ndarray) -> None:
+        self.messages.put(message.tobytes())
+
+    def close(self) -> None:
+        self.messages.put(b"")
+
+
 KINDS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.0},
@@ -65,6 +90,7 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("kinds", [KINDS, KINDS[:2], KINDS[2:3], KINDS[3:4]])
 @pytest.mark.parametrize(
     ("overlap", "decodes", "sizes", "options"),
@@ -76,19 +102,22 @@ KINDS: list[dict[str, Any]] = [
     ],
 )
 def test_captured_steps_give_the_same(
-    oracle: Oracle, kinds: list[dict[str, Any]], overlap: bool, decodes: list[int], sizes: list[int], options: Any
-) -> None:
+    oracle: Oracle, ranks: int, kinds: list[dict[str, Any]], overlap: bool, decodes: list[int], sizes: list[int],
+    options: Any,
+) -> None:  # fmt: skip
     reference = oracle("plain")
     params = [
         SamplingParams(**{"max_tokens": 20, "ignore_eos": True, "seed": i} | kinds[i % len(kinds)]) for i in range(16)
     ]
     words = [output[4:6] for output in reference.outputs]
+    messages: Queue[bytes] = Queue()
+    registry = Registry.load()
 
-    def run(captured: bool, **options: Any) -> Any:
-        llm = LLM(str(reference.folder), **{"dtype": "float32", "num_kv_blocks": 512, "block_size": 4} | options)
-        engine = engine_of(llm)
-        if captured:
-            engine.runner.graphs = graphs = RerunGraphs(engine.runner, decodes, sizes)
+    def config_of(**options: Any) -> Config:
+        defaults = {"dtype": "float32", "device": "cpu", "num_kv_blocks": 512, "block_size": 4}
+        return config_from_options(registry, str(reference.folder), defaults | options)
+
+    def run(engine: Engine) -> Any:
         outputs = {}
         for index, (prompt, param) in enumerate(zip(reference.prompts, params, strict=True)):
             engine.add_request(str(index), prompt, param)
@@ -96,12 +125,32 @@ def test_captured_steps_give_the_same(
                 engine.requests[str(index)].sequences[0].bad_words = [words[index]] if index % 5 == 0 else []
         while engine.has_unfinished:
             outputs |= {int(output.request_id): output for output in engine.step()}
-        if captured:
-            assert graphs.num_replays[True] > 0
-            assert (graphs.num_replays[False] > 0) == bool(sizes)
         return [outputs[index] for index in range(16)]
 
-    expected, found = run(False, max_num_seqs=1), run(True, **{"overlap": overlap, "max_num_seqs": 16} | options)
+    def run_rank(parallel: ParallelContext) -> Any:
+        team = Beside(parallel, messages)
+        config = config_of(**{"overlap": overlap, "max_num_seqs": 16} | options)
+        if parallel.rank > 0:
+            plan = build.make_plan(config, registry, team)
+            runner = build.build_runner(config, registry, plan, team, lambda: None)[0]
+            runner.graphs = RerunGraphs(runner, decodes, sizes)
+            while message := messages.get(timeout=20):
+                runner.follow(message)
+            return None
+        with patch.object(build, "form_team", lambda config: team):
+            engine, _ = build.build_engine(config, registry)
+        runner = engine.runner
+        runner.send = team.send if ranks > 1 else None
+        runner.graphs = graphs = RerunGraphs(runner, decodes, sizes)
+        try:
+            return run(engine)
+        finally:
+            assert graphs.num_replays[True] > 0
+            assert (graphs.num_replays[False] > 0) == bool(sizes)
+            team.close()
+
+    expected = run(build.build_engine(config_of(max_num_seqs=1), registry)[0])
+    found = on_ranks(ranks, run_rank)[0]
     assert tokens(found) == tokens(expected)
     for output, other in zip(found, expected, strict=True):
         for entries, others in (

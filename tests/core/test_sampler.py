@@ -11,7 +11,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nanoflow import LLM, SamplingParams
-from nanoflow.core.sampler import Sampler, SamplingInput, gumbel_noise, keep_likely, keep_top
+from nanoflow.core.parallel import ParallelContext
+from nanoflow.core.sampler import Sampler, SamplingInput, gumbel_noise, keep_likely, keep_top, sample
+from nanoflow.testing.ranks import on_ranks
 from tests.core.checkpoints import Oracle
 from tests.core.running import greedy, is_mixed, recorded, tokens
 
@@ -235,3 +237,19 @@ def test_greedy_rows_are_unaffected_by_random_ones(oracle: Oracle) -> None:
     outputs = drawn(oracle, params, max_num_batched_tokens=20, max_num_seqs=8)
     assert outputs[1::2] == oracle("plain").outputs[1:12:2]
     assert all(a != b for a, b in zip(outputs[::2], oracle("plain").outputs[:12:2], strict=True))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_draw_from_their_parts(ranks: int) -> None:
+    """All of them what one draws from all logits, the first of several that are best included."""
+    logits = random_scores(0, 40, 64, 3.0).round()
+    numbers = torch.arange(40)
+    temperature = torch.tensor([0, 0.3, 1, 2.5])[numbers % 4]
+    expected = sample(logits, temperature, numbers - 3, numbers * 37)
+
+    def draw(parallel: ParallelContext) -> torch.Tensor:
+        part = logits.chunk(ranks, -1)[parallel.rank]
+        return sample(part, temperature, numbers - 3, numbers * 37, parallel=parallel)
+
+    for drawn in on_ranks(ranks, draw):
+        assert torch.equal(drawn, expected)

@@ -11,6 +11,7 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from nanoflow.core.kernels.launch import begin, overlap
+from nanoflow.core.parallel import ALONE, ParallelContext
 
 LOWEST_TEMPERATURE = tl.constexpr(1e-10)
 
@@ -19,29 +20,30 @@ def draw(
     logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor,
     threshold_S: torch.Tensor | None = None, last_token_R: torch.Tensor | None = None,
     targets_S: torch.Tensor | None = None, outbox: torch.Tensor | None = None, turn_1: torch.Tensor | None = None,
+    parallel: ParallelContext = ALONE,
 ) -> torch.Tensor:  # fmt: skip
     """Token ids [S], int64: argmax of the logits where the temperature is 0, else of logits / temperature + noise.
 
     With `threshold_S` (float32), only candidates with logits of at least that take part in a draw. With `last_token_R`
     (int64), the tokens are also written there, at `targets_S` (int64); with `outbox` (int64, pinned, [slots, S or
-    more]), into the slot before that of `turn_1` (int32).
+    more]), into the slot before that of `turn_1` (int32). `parallel` is as in `core.sampler.sample`.
     """
     num_rows, size = logits_SV.shape
     chunk = _chunk_size(num_rows, size)
-    num_chunks = triton.cdiv(size, chunk)
-    place = {"device": logits_SV.device}
-    values_SC = torch.empty((num_rows, num_chunks), dtype=torch.float32, **place)
-    ids_SC = torch.empty((num_rows, num_chunks), dtype=torch.int32, **place)
-    token_ids_S = torch.empty(num_rows, dtype=torch.int64, **place)
+    # The best score of each chunk, as the bits of a float32, and whose it is: one tensor for one exchange.
+    best_2SC = torch.empty((2, num_rows, triton.cdiv(size, chunk)), dtype=torch.int32, device=logits_SV.device)
+    token_ids_S = torch.empty(num_rows, dtype=torch.int64, device=logits_SV.device)
     if num_rows == 0:
         return token_ids_S
-    _best_of_chunk[(num_rows, num_chunks)](
-        logits_SV, temperature_S, seed_S, position_S, threshold_S, values_SC, ids_SC, size, logits_SV.stride(0),
-        FILTERED=threshold_S is not None, CHUNK=chunk, BLOCK=1024, FAST=logits_SV.is_cuda, num_warps=4,
-        **overlap(logits_SV),
+    _best_of_chunk[best_2SC.shape[1:]](
+        logits_SV, temperature_S, seed_S, position_S, threshold_S, best_2SC, parallel.rank * size, size,
+        logits_SV.stride(0), FILTERED=threshold_S is not None, CHUNK=chunk, BLOCK=1024, FAST=logits_SV.is_cuda,
+        num_warps=4, **overlap(logits_SV),
     )  # fmt: skip
+    best_2SC = parallel.all_gather(best_2SC)
+    num_chunks = best_2SC.shape[2]
     _best_of_row[(num_rows,)](
-        values_SC, ids_SC, token_ids_S, last_token_R, targets_S, outbox, turn_1, num_chunks,
+        best_2SC, token_ids_S, last_token_R, targets_S, outbox, turn_1, num_chunks,
         0 if outbox is None else outbox.stride(0), FEED=last_token_R is not None,
         SLOTS=0 if outbox is None else len(outbox), BLOCK=triton.next_power_of_2(num_chunks), num_warps=1,
         **overlap(logits_SV),
@@ -54,9 +56,10 @@ def _chunk_size(num_rows: int, size: int) -> int:
     return 1024 * max(1, min(8, num_rows * size // (1024 * 1024)))
 
 
-@triton.jit(do_not_specialize_on_alignment=["position_ptr"])  # one number is read, wherever it lies
+# One number is read of the positions, wherever it lies; ranks have one program.
+@triton.jit(do_not_specialize=["first"], do_not_specialize_on_alignment=["position_ptr"])
 def _best_of_chunk(
-    logits_ptr, temperature_ptr, seed_ptr, position_ptr, threshold_ptr, values_ptr, ids_ptr, size, stride,
+    logits_ptr, temperature_ptr, seed_ptr, position_ptr, threshold_ptr, best_ptr, first, size, stride,
     FILTERED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -68,10 +71,11 @@ def _best_of_chunk(
         lowest = tl.load(threshold_ptr + row)
     lanes = tl.arange(0, BLOCK)
     best = tl.full((BLOCK,), float("-inf"), tl.float32)  # of each lane, so that lanes meet only once
-    best_id = chunk * CHUNK + lanes
+    best_id = first + chunk * CHUNK + lanes
     for start in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, size), BLOCK):
-        candidate = start + lanes
-        score = tl.load(logits_ptr + row * stride + candidate, mask=candidate < size, other=float("-inf"))
+        place = start + lanes
+        candidate = first + place
+        score = tl.load(logits_ptr + row * stride + place, mask=place < size, other=float("-inf"))
         score = score.to(tl.float32)
         if tl.max(score, 0) >= lowest if FILTERED else True:  # most blocks hold nothing that a filter keeps
             if temperature > 0:
@@ -80,21 +84,25 @@ def _best_of_chunk(
             better = score > best
             best, best_id = tl.where(better, score, best), tl.where(better, candidate, best_id)
     top = tl.max(best, 0)
-    tl.store(values_ptr + row * tl.num_programs(1) + chunk, top)
-    tl.store(ids_ptr + row * tl.num_programs(1) + chunk, tl.min(tl.where(best == top, best_id, size - 1), 0))
+    top_id = tl.min(tl.where(best == top, best_id, first + size - 1), 0)
+    best_ptr += row * tl.num_programs(1) + chunk
+    tl.store(best_ptr, top.to(tl.int32, bitcast=True))
+    tl.store(best_ptr + tl.num_programs(0).to(tl.int64) * tl.num_programs(1), top_id)
 
 
 @triton.jit(do_not_specialize=["stride"], do_not_specialize_on_alignment=["targets_ptr"])
 def _best_of_row(
-    values_ptr, ids_ptr, token_ids_ptr, last_token_ptr, targets_ptr, outbox_ptr, turn_ptr, num_chunks, stride,
+    best_ptr, token_ids_ptr, last_token_ptr, targets_ptr, outbox_ptr, turn_ptr, num_chunks, stride,
     FEED: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     chunks = tl.arange(0, BLOCK)
     begin(PDL)
-    values = tl.load(values_ptr + row * num_chunks + chunks, mask=chunks < num_chunks, other=float("-inf"))
-    place = tl.argmax(values, 0, tie_break_left=True)
-    token_id = tl.load(ids_ptr + row * num_chunks + place).to(tl.int64)
+    best_ptr += row * num_chunks
+    inside = chunks < num_chunks
+    values = tl.load(best_ptr + chunks, mask=inside, other=0).to(tl.float32, bitcast=True)
+    place = tl.argmax(tl.where(inside, values, float("-inf")), 0, tie_break_left=True)
+    token_id = tl.load(best_ptr + tl.num_programs(0).to(tl.int64) * num_chunks + place).to(tl.int64)
     tl.store(token_ids_ptr + row, token_id)
     if FEED:
         tl.store(last_token_ptr + tl.load(targets_ptr + row), token_id)

@@ -11,7 +11,7 @@ from nanoflow.core.parallel import RankSummands, Shard
 
 
 class Embedding(nn.Module):
-    """A table of V vectors of size D: `forward` looks them up, `logits` multiplies with all of them.
+    """A table of V vectors of size D: `forward` looks them up, `logits` multiplies with them.
 
     Raises:
         ConfigError: the V vectors can't be split evenly over the ranks.
@@ -43,12 +43,12 @@ class Embedding(nn.Module):
         return found_TD.masked_fill_(elsewhere_T.unsqueeze(-1), 0)
 
     def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
-        """[S, D] -> [S, V]"""
+        """[S, D] -> [S, V / ranks], of this rank's part of the vocabulary."""
         if hidden_SD.is_cuda:
             from nanoflow.core.kernels.linear import linear
 
-            return self.parallel.all_gather(linear(hidden_SD, self.weight))
-        return self.parallel.all_gather(F.linear(hidden_SD, self.weight))
+            return linear(hidden_SD, self.weight)
+        return F.linear(hidden_SD, self.weight)
 
     def weights(self, name: str) -> dict[str, torch.Tensor | Shard | None]:
         """The checkpoint tensor `name` fills the table."""

@@ -18,6 +18,7 @@ from nanoflow.core.layers import apply_rotary
 from nanoflow.core.layers.experts import mix_experts, route
 from nanoflow.core.logits import adjust
 from nanoflow.core.mailbox import Mailbox
+from nanoflow.core.parallel import Group, ParallelContext
 from nanoflow.core.sampler import Filters, gumbel_noise, keep_likely, keep_top
 from nanoflow.core.step import StepBuffer, StepInput
 from nanoflow.core.types import Projection
@@ -248,6 +249,38 @@ def check_draw(rows: int, size: int, dtype: torch.dtype, device: str, ties: bool
     assert torch.equal(drawn[~random_rows], logits.cpu().argmax(-1)[~random_rows])
     assert (scores.gather(-1, drawn.unsqueeze(-1)).squeeze(-1) >= best - 1e-4).all()
     assert (drawn != expected).sum() <= rows // 50
+
+
+class InTurn(Group):
+    """Ranks that run one after the other, twice: what they exchange is complete the second time."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.parts = size, list[torch.Tensor]()
+
+    def all_gather(self, x: torch.Tensor) -> torch.Tensor:
+        self.parts.append(x)
+        return torch.cat((self.parts * self.size)[: self.size], -1)
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def broadcast(self, x: torch.Tensor) -> None:
+        raise NotImplementedError
+
+
+def check_draw_by_ranks(rows: int, size: int, ranks: int, dtype: torch.dtype, device: str) -> None:
+    """Ranks with parts of the logits all draw what one with all of them draws, also where candidates tie."""
+    logits = (random(rows, ranks * size, dtype=dtype, device=device) * 3).round()
+    numbers = torch.arange(rows, device=device)
+    temperature = torch.tensor([0, 0.3, 1, 2.5])[torch.arange(rows) % 4].to(device)
+    poison(device)
+    expected = sampling.draw(logits, temperature, numbers - 3, numbers * 37)
+    group = InTurn(ranks)
+    for turn in range(2):
+        for rank, part in enumerate(logits.chunk(ranks, -1)):
+            parallel = ParallelContext(rank, ranks, group)
+            drawn = sampling.draw(part, temperature, numbers - 3, numbers * 37, parallel=parallel)
+            assert turn == 0 or torch.equal(drawn, expected)
 
 
 def check_filters(rows: int, size: int, dtype: torch.dtype, device: str, ties: bool = False) -> None:

@@ -151,6 +151,11 @@ def test_draw(ties: bool, dtype: torch.dtype) -> None:
     checks.check_draw(9, 2500, dtype, "cpu", ties)
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_draw_by_ranks(ranks: int) -> None:
+    checks.check_draw_by_ranks(9, 1100, ranks, torch.bfloat16, "cpu")
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("ties", [False, True])
 def test_filters(ties: bool, dtype: torch.dtype) -> None:

@@ -126,7 +126,7 @@ def test_embedding_and_head(size: int, in_norm: bool, tmp_path: Path) -> None:
         x, residual = layer.summands(token_ids)
         assert isinstance(x, RankSummands) == (in_norm and size > 1)
         torch.testing.assert_close(norm.add(x, residual)[1], layer(token_ids))
-        return layer(token_ids), layer.logits(hidden)
+        return layer(token_ids), parallel.all_gather(layer.logits(hidden))
 
     for vectors, logits in on_ranks(size, work, in_norm=in_norm):
         torch.testing.assert_close(vectors, whole(token_ids))
