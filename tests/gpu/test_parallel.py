@@ -82,7 +82,8 @@ def test_preemption(oracle: Oracle, size: int, one_shot_kib: int) -> None:
         assert llm.stats.num_preemptions > 0
 
 
-def test_sampling_is_that_of_one_gpu(oracle: Oracle) -> None:
+@pytest.mark.parametrize("size", [2, 4])
+def test_sampling_is_that_of_one_gpu(oracle: Oracle, size: int) -> None:
     """Rows that a graph draws, and others that are drawn beside it, in one batch."""
     prompts = oracle("bard").prompts * 2
     kinds = [
@@ -97,8 +98,8 @@ def test_sampling_is_that_of_one_gpu(oracle: Oracle) -> None:
         for index in range(len(prompts))
     ]
     drawn = []
-    for size in (1, 2):
-        with start(oracle, size) as llm:
+    for count in (1, size):
+        with start(oracle, count) as llm:
             drawn.append(tokens(llm.generate(prompts, params, use_tqdm=False)))
     assert drawn[1] == drawn[0]
 

@@ -259,7 +259,8 @@ class InTurn(Group):
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         self.parts.append(x)
-        return torch.cat((self.parts * self.size)[: self.size], -1)
+        parts = torch.stack((self.parts * self.size)[: self.size])
+        return parts.movedim(0, -2).flatten(-2)  # as `ProcessGroup` does it; not always contiguous
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError

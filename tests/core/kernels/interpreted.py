@@ -151,9 +151,10 @@ def test_draw(ties: bool, dtype: torch.dtype) -> None:
     checks.check_draw(9, 2500, dtype, "cpu", ties)
 
 
+@pytest.mark.parametrize("size", [300, 1100])  # one chunk, and two
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_draw_by_ranks(ranks: int) -> None:
-    checks.check_draw_by_ranks(9, 1100, ranks, torch.bfloat16, "cpu")
+def test_draw_by_ranks(ranks: int, size: int) -> None:
+    checks.check_draw_by_ranks(9, size, ranks, torch.bfloat16, "cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
