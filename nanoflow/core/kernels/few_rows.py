@@ -5,7 +5,8 @@ of W, tens of kilobytes, into shared memory before the kernel before has ended, 
 alone. Warps share the columns and add up in the end. The operands are exchanged, for tensor cores want 16 rows of the
 first, but only 8 of the second.
 
-A product can take in the norm before it, which every program works out anew, or the residual's addition behind it.
+A product can take in the norm before it, which every program works out anew, or the residual's addition behind it. Or
+several programs share the columns of a row of W, and leave a summand each.
 """
 
 from __future__ import annotations
@@ -24,15 +25,32 @@ MOST_ROWS = 8
 
 @dataclass(frozen=True)
 class Few:
-    """How to run the kernel: `rows` of W a program, 16 or more, whose columns `num_warps` warps share."""
+    """How to run the kernel: `rows` of W a program, 16 or more, whose columns `num_warps` warps share.
+
+    With `splits`, so many programs share the columns first.
+    """
 
     rows: int
     num_warps: int
+    splits: int = 1
 
 
-def few_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool = False, add: bool = False) -> Few | None:
-    """What was fastest on an H200 at the shapes of Qwen3 0.6B, inside a whole step; None where other kernels are."""
-    if not 2 <= num_rows <= MOST_ROWS or size % 16 or not 256 <= size <= 2048 or num_outputs >= 2**16:
+def few_setting(
+    num_rows: int, num_outputs: int, size: int, *, gate: bool = False, add: bool = False, may_split: bool = False
+) -> Few | None:
+    """What was fastest at the shapes of Qwen3 0.6B, inside a whole step; None where other kernels are.
+
+    On an H100 with `may_split`, otherwise on an H200.
+    """
+    if not 2 <= num_rows <= MOST_ROWS or size % 16:
+        return None
+    if may_split:
+        if size != 3072 or num_outputs > 1024:
+            return None
+        if num_rows == 2:
+            return Few(rows=32, num_warps=4, splits=3)
+        return Few(rows=32 if num_rows <= 4 else 16, num_warps=4, splits=6)
+    if not 256 <= size <= 2048 or num_outputs >= 2**16:
         return None
     if add:
         return Few(rows=16, num_warps=8) if num_rows > 2 else None
@@ -47,6 +65,8 @@ def few_linear(
 ) -> torch.Tensor:  # fmt: skip
     """W norm(x) + b for at most 8 rows, added to `residual_MN` if there is one, which is overwritten and returned.
 
+    With several splits, which go with nothing else, as many float32 summands [C, M, N].
+
     Args:
         x_MK: its last dim is contiguous. With a norm, x times its weight has to fit x's dtype.
         weight_NK: 16-bit; its last dim is contiguous.
@@ -59,13 +79,17 @@ def few_linear(
     num_rows, size = x_MK.shape
     num_outputs = weight_NK.shape[0] // 2 if gate else weight_NK.shape[0]
     y = residual_MN
-    if y is None:
+    if setting.splits > 1:
+        assert norm is residual_MN is bias_N is None
+        assert not gate
+        y = torch.empty((setting.splits, num_rows, num_outputs), dtype=torch.float32, device=x_MK.device)
+    elif y is None:
         y = torch.empty((num_rows, num_outputs), dtype=x_MK.dtype, device=x_MK.device)
     norm_weight, eps = norm if norm is not None else (None, 0.0)
-    columns = triton.next_power_of_2(size)
-    _few[(triton.cdiv(num_outputs, setting.rows),)](
+    columns = triton.next_power_of_2(triton.cdiv(size, setting.splits))
+    _few[(triton.cdiv(num_outputs, setting.rows), setting.splits)](
         x_MK, norm_weight, weight_NK, bias_N, y, num_rows, num_outputs, size, eps,
-        x_MK.stride(0), weight_NK.stride(0), y.stride(0),
+        x_MK.stride(0), weight_NK.stride(0), y.stride(-2),
         NORM=norm is not None, ADD=residual_MN is not None, GATE=gate, BIAS=bias_N is not None, M=MOST_ROWS,
         ROWS=setting.rows, PARTS=setting.num_warps, COLUMNS=columns // setting.num_warps,
         num_warps=setting.num_warps, **overlap(x_MK),
@@ -80,7 +104,8 @@ def _few(
     ROWS: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, PARTS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    split = tl.program_id(1)
+    column = tl.arange(0, PARTS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :] + split * PARTS * COLUMNS
     inside = column < size
     # Rows past the end read the last one; their results are not stored.
     weight_row = weight_ptr + tl.minimum(row, num_outputs - 1).to(tl.int64) * weight_stride
@@ -96,7 +121,7 @@ def _few(
     dtype = y_ptr.dtype.element_ty
     token = tl.arange(0, M)
     there = token < num_rows
-    place = token.to(tl.int64)[None, :] * y_stride + row[:, None]
+    place = (split.to(tl.int64) * num_rows + token[None, :]) * y_stride + row[:, None]
     stored = there[None, :] & (row < num_outputs)[:, None]
     xs = x_ptr + token.to(tl.int64)[None, :, None] * x_stride + column[:, None, :]
     x = tl.load(xs, mask=there[None, :, None] & inside[:, None, :], other=0.0)  # [parts, rows of x, columns]

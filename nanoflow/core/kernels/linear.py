@@ -72,7 +72,7 @@ def linear(
             vector = vector_setting(weight_NK.shape[0], size, gate=gate, normed=False)
             return vector_linear(x_MK, weight_NK, bias_N, vector, gate=gate)[0]
         may_split = may_split and bias_N is None and not gate
-        if not may_split and (y := _in_one_go(x_MK, weight_NK, bias_N, gate=gate)) is not None:
+        if (y := _in_one_go(x_MK, weight_NK, bias_N, gate=gate, may_split=may_split)) is not None:
             return y
         tile = tile_setting(num_rows, weight_NK.shape[0], size, gate=gate, may_split=may_split)
         if tile is not None and has_room(x_MK.device):
@@ -109,10 +109,10 @@ def added_linear(
 
 def _in_one_go(
     x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, *, gate: bool = False,
-    norm: tuple[torch.Tensor, float] | None = None, residual_MN: torch.Tensor | None = None,
+    norm: tuple[torch.Tensor, float] | None = None, residual_MN: torch.Tensor | None = None, may_split: bool = False,
 ) -> torch.Tensor | None:  # fmt: skip
     """As `few_linear`; None where other kernels are faster."""
-    setting = few_setting(len(x_MK), *weight_NK.shape, gate=gate, add=residual_MN is not None)
+    setting = few_setting(len(x_MK), *weight_NK.shape, gate=gate, add=residual_MN is not None, may_split=may_split)
     if setting is None or not has_room(x_MK.device):
         return None
     return few_linear(x_MK, weight_NK, bias_N, setting, gate=gate, norm=norm, residual_MN=residual_MN)

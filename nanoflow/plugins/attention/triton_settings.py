@@ -57,12 +57,13 @@ class PrefillSettings:
 # By the most sequences that a row is for. Searched on an H100 in whole decode steps of Qwen3-0.6B (16-bit types,
 # head_dim 128, 2 query heads a KV head, blocks of 16). Few sequences are a matter of latency: one tile a program that
 # was loaded before the kernel before ended, and one kernel instead of two. From some 32 on bandwidth counts, and the
-# projection's part of the work, which takes registers, is better done by a kernel of its own.
+# projection's part of the work, which takes registers, is better done by a kernel of its own; as many programs of one
+# warp as a multiprocessor has registers for all run at a time.
 DECODE = (
     (4, DecodeSettings(block_n=32, num_warps=2, num_stages=1, waves=4, least=1, projects=True)),
     (8, DecodeSettings(block_n=32, num_warps=2, num_stages=1, waves=4, least=1, ahead=64, projects=True)),
     (24, DecodeSettings(block_n=16, num_warps=1, num_stages=3, waves=4, ahead=64, projects=True)),
-    (10**9, DecodeSettings(block_n=64, num_warps=2, num_stages=2, waves=4, ahead=64)),
+    (10**9, DecodeSettings(block_n=16, num_warps=1, num_stages=2, waves=8, ahead=32)),
 )
 # By bytes of a row of keys.
 PREFILL = (
@@ -77,7 +78,8 @@ FLOAT32_PREFILL = PrefillSettings(block_m=32, block_n=16, num_warps=8, num_stage
 def decode_settings(context: AttentionContext, num_seqs: int, shared_memory: int) -> DecodeSettings:
     """Settings for `num_seqs` decoding sequences on a device whose programs get `shared_memory` bytes."""
     settings = next(s for limit, s in DECODE if num_seqs <= limit)
-    wider = max(1, row_bytes(context) // 256)  # a warp has registers for that
+    group = 1 << (context.num_heads // context.num_kv_heads - 1).bit_length()
+    wider = max(1, row_bytes(context) * max(16, group) // 4096)  # a warp has registers for 16 rows of 256 bytes
     settings = replace(settings, num_warps=settings.num_warps * wider, waves=settings.waves / wider)
     return fit(settings, context, shared_memory)
 

@@ -6,6 +6,8 @@ under the dtype's bound. What a kernel writes into is poisoned first, and inputs
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -174,6 +176,10 @@ def check_few(
     options = {"gate": gated, "norm": (norm_weight, 1e-6) if normed else None}
     poison(device)
     close(few_rows.few_linear(x, weight, b, setting, **options), expected, dtype)
+    if not (gated or normed or bias):
+        parts = few_rows.few_linear(x, weight, None, replace(setting, splits=3))
+        assert (parts.shape[0], parts.dtype) == (3, torch.float32)
+        close(parts.sum(0), expected, dtype)
     if not gated:
         residual = random(rows, outputs, dtype=dtype, device=device, seed=5)
         total = residual.float() + expected.to(dtype).float()
