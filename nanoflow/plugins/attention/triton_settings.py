@@ -55,14 +55,13 @@ class PrefillSettings:
 
 
 # By the most sequences that a row is for. Searched on an H100 in whole decode steps of Qwen3-0.6B (16-bit types,
-# head_dim 128, 2 query heads a KV head, blocks of 16). Few sequences are a matter of latency: one tile a program that
-# was loaded before the kernel before ended, and one kernel instead of two. From some 32 on bandwidth counts, and the
-# projection's part of the work, which takes registers, is better done by a kernel of its own; as many programs of one
-# warp as a multiprocessor has registers for all run at a time.
+# head_dim 128, 2 query heads a KV head, blocks of 16). Few sequences are a matter of latency: one kernel instead of
+# two, and up to 4 one tile a program, loaded before the kernel before ended. Then bandwidth counts: as many programs of
+# one warp run at a time as a multiprocessor has registers for, and the projection's part of the work, which takes
+# registers, is better done by a kernel of its own.
 DECODE = (
     (4, DecodeSettings(block_n=32, num_warps=2, num_stages=1, waves=4, least=1, projects=True)),
-    (8, DecodeSettings(block_n=32, num_warps=2, num_stages=1, waves=4, least=1, ahead=64, projects=True)),
-    (24, DecodeSettings(block_n=16, num_warps=1, num_stages=3, waves=4, ahead=64, projects=True)),
+    (8, DecodeSettings(block_n=16, num_warps=1, num_stages=2, waves=4, ahead=32, projects=True)),
     (10**9, DecodeSettings(block_n=16, num_warps=1, num_stages=2, waves=8, ahead=32)),
 )
 # By bytes of a row of keys.
