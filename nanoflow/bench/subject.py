@@ -19,7 +19,7 @@ from nanoflow.core.errors import ConfigError
 from nanoflow.core.llm import LLM
 from nanoflow.core.registry import Registry
 
-IDLE_STEPS = 32
+IDLE_STEPS = 128
 
 
 class Subject:
