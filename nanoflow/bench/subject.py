@@ -19,7 +19,7 @@ from nanoflow.core.errors import ConfigError
 from nanoflow.core.llm import LLM
 from nanoflow.core.registry import Registry
 
-IDLE_STEPS = 128
+IDLE_STEPS = 128  # so that one hiccup of the host or the profiler is a small part of them
 
 
 class Subject:
