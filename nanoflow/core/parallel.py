@@ -64,7 +64,7 @@ class Group(ABC):
 
     @abstractmethod
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
-        """All ranks' `x`, one after the other along the last dim."""
+        """All ranks' `x`, one after the other along the last dim; contiguous."""
 
     @abstractmethod
     def broadcast(self, x: torch.Tensor) -> None:

@@ -111,7 +111,7 @@ class ProcessGroup(Group):
             return x.new_empty(*x.shape[:-1], self.size * x.shape[-1])
         parts = x.new_empty(self.size * x.numel())
         _wait(self.backend._allgather_base(parts, x.flatten(), self.gather_options))
-        return parts.view(self.size, *x.shape).movedim(0, -2).flatten(-2)
+        return parts.view(self.size, *x.shape).movedim(0, -2).flatten(-2).contiguous()  # a view if x's last dim is 1
 
     def broadcast(self, x: torch.Tensor) -> None:
         _wait(self.backend.broadcast([x], self.broadcast_options))

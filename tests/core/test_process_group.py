@@ -24,6 +24,22 @@ def test_all_ranks_know_of_a_problem_of_one() -> None:
     assert found == [["", "no peers", ""]] * 3
 
 
+@pytest.mark.parametrize("shape", [(2, 5, 3), (2, 5, 1), (2, 1, 3), (7,), (4, 0)])
+def test_what_was_gathered_is_contiguous(shape: tuple[int, ...]) -> None:
+    """Kernels rely on it."""
+    wholes = torch.arange(3 * torch.Size(shape).numel()).view(*shape[:-1], 3 * shape[-1])
+    store = HashStore()
+
+    def gather(rank: int) -> torch.Tensor:
+        group = make_group(rank, 3, store, torch.device("cpu"), None, is_local=True)
+        return group.all_gather(wholes.chunk(3, -1)[rank])
+
+    with ThreadPoolExecutor(3) as pool:
+        for gathered in pool.map(gather, range(3)):
+            assert torch.equal(gathered, wholes)
+            assert gathered.is_contiguous()
+
+
 class NCCL:
     Options = SimpleNamespace
 

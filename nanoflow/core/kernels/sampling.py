@@ -40,7 +40,7 @@ def draw(
         logits_SV.stride(0), FILTERED=threshold_S is not None, CHUNK=chunk, BLOCK=1024, FAST=logits_SV.is_cuda,
         num_warps=4, **overlap(logits_SV),
     )  # fmt: skip
-    best_2SC = parallel.all_gather(best_2SC).contiguous()
+    best_2SC = parallel.all_gather(best_2SC)
     num_chunks = best_2SC.shape[2]
     _best_of_row[(num_rows,)](
         best_2SC, token_ids_S, last_token_R, targets_S, outbox, turn_1, num_chunks,
