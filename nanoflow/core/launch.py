@@ -14,7 +14,7 @@ import torch
 
 from nanoflow.core.config import Config
 from nanoflow.core.errors import ConfigError
-from nanoflow.core.parallel import ParallelContext
+from nanoflow.core.parallel import ALONE, ParallelContext
 from nanoflow.core.team import Follower, Leader, Team
 
 LOCALHOST = "127.0.0.1"
@@ -28,7 +28,7 @@ def form_team(config: Config) -> Team:
     """
     size = config.engine.tensor_parallel_size
     if size == 1:
-        return Team(ParallelContext(), None)
+        return Team(ALONE, None)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return _join_torchrun(size)
     return _start_workers(config, size)

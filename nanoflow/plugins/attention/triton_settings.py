@@ -77,7 +77,7 @@ FLOAT32_PREFILL = PrefillSettings(block_m=32, block_n=16, num_warps=8, num_stage
 def decode_settings(context: AttentionContext, num_seqs: int, shared_memory: int) -> DecodeSettings:
     """Settings for `num_seqs` decoding sequences on a device whose programs get `shared_memory` bytes."""
     settings = next(s for limit, s in DECODE if num_seqs <= limit)
-    group = 1 << (context.num_heads // context.num_kv_heads - 1).bit_length()
+    group = power_of_two(context.num_heads // context.num_kv_heads)
     wider = max(1, row_bytes(context) * max(16, group) // 4096)  # a warp has registers for 16 rows of 256 bytes
     settings = replace(settings, num_warps=settings.num_warps * wider, waves=settings.waves / wider)
     return fit(settings, context, shared_memory)
@@ -88,13 +88,18 @@ def prefill_settings(context: AttentionContext, shared_memory: int) -> PrefillSe
     settings = next(s for limit, s in PREFILL if context.head_dim * context.dtype.itemsize <= limit)
     if context.dtype.itemsize == 4:
         settings = FLOAT32_PREFILL
-    group = context.num_heads // context.num_kv_heads
-    return fit(replace(settings, block_m=max(settings.block_m, 1 << (group - 1).bit_length())), context, shared_memory)
+    group = power_of_two(context.num_heads // context.num_kv_heads)
+    return fit(replace(settings, block_m=max(settings.block_m, group)), context, shared_memory)
 
 
 def row_bytes(context: AttentionContext) -> int:
     """Bytes of a head's key, padded as a kernel holds it."""
-    return (1 << (context.head_dim - 1).bit_length()) * context.dtype.itemsize
+    return power_of_two(context.head_dim) * context.dtype.itemsize
+
+
+def power_of_two(number: int) -> int:
+    """The least one that is not below `number`; Triton's own would be imported where no kernel is wanted."""
+    return 1 << (number - 1).bit_length()
 
 
 def fit(settings: Settings, context: AttentionContext, shared_memory: int) -> Settings:
