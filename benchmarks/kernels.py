@@ -151,7 +151,7 @@ def warm(worker: int, workers: int, rows_to_tune: list[int]) -> None:
     }
     for (rows, setting, *_), product in list(jobs.items())[worker::workers]:
         x, weight = random(rows, product.size), random(min(product.outputs, 4096), product.size)
-        options = {"norm": (random(product.size), 1e-6), "residual_MK": x} if product.normed else {}
+        options = {"norm": (random(product.size), 1e-6)} if product.normed else {}
         try:
             if rows > 1:
                 linear.tile_linear(x, weight, None, setting, gate=product.gate)
@@ -268,11 +268,9 @@ class Model:
                 cache = self.attention.cache(layer) if whole else self.cache
                 q = norm_rotate_store(projection, self.positions, cache[0], cache[1])
                 q = self.attention.attend(layer, q) if whole else q
-            x = None
-            if linear.added_linear(q.flatten(1), o_proj, None, residual) is None:
-                x = linear.linear(q.flatten(1), o_proj, may_split=True)
+            x = self.added(q.flatten(1), residual, o_proj)
             x, residual = self.normed(x, residual, gate_up, True)
-            x = linear.linear(x, down, may_split=True)
+            x = self.added(x, residual, down)
         return linear.linear(add_rms_norm(x, residual, self.norm, 1e-6)[0], self.head)
 
     def step_whole(self) -> torch.Tensor:
@@ -281,11 +279,17 @@ class Model:
     def normed(
         self, x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, gate: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        fused = linear.normed_linear(x, residual, self.norm, 1e-6, weight, None, gate=gate)
-        if fused is not None:
-            return fused
+        if x is None:
+            y = linear.normed_linear(residual, self.norm, 1e-6, weight, None, gate=gate)
+            if y is not None:
+                return y, residual
         x, residual = add_rms_norm(x, residual, self.norm, 1e-6)
         return linear.linear(x, weight, gate=gate), residual
+
+    def added(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
+        if linear.added_linear(x, weight, None, residual) is not None:
+            return None
+        return linear.linear(x, weight, may_split=True)
 
 
 def steps(name: str, bandwidth: float, report: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ one for a single row without tensor cores, whose first weights are on their way 
 one for a few rows, padded to what tensor cores take; `few_rows` has a third, for 2 to 8 rows of small models.
 
 Both can take in what stands around a product in a transformer: `gate`, SiLU of the first half of the outputs times the
-second half, and the single-row one also residual addition and RMS norm before it.
+second half, and the single-row one also the RMS norm before it, or the residual's addition behind it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def linear(
     if x_MK.dtype.itemsize == 2 and num_rows > 0 and size % 16 == 0:
         if num_rows == 1:
             vector = vector_setting(weight_NK.shape[0], size, gate=gate, normed=False)
-            return vector_linear(x_MK, weight_NK, bias_N, vector, gate=gate)[0]
+            return vector_linear(x_MK, weight_NK, bias_N, vector, gate=gate)
         may_split = may_split and bias_N is None and not gate
         if (y := _in_one_go(x_MK, weight_NK, bias_N, gate=gate, may_split=may_split)) is not None:
             return y
@@ -82,29 +82,30 @@ def linear(
 
 
 def normed_linear(
-    x: torch.Tensor | None, residual_MK: torch.Tensor, norm_K: torch.Tensor, eps: float, weight_NK: torch.Tensor,
-    bias_N: torch.Tensor | None, *, gate: bool,
-) -> tuple[torch.Tensor, torch.Tensor] | None:  # fmt: skip
-    """`linear` of the norm of x + residual in one kernel, and the new residual; None where two kernels are faster."""
-    num_rows, size = residual_MK.shape
-    if x is None and residual_MK.dtype == torch.bfloat16:
-        # Not in float16, where x times the norm's weight, which comes before its scale, may be too large.
-        y = _in_one_go(residual_MK, weight_NK, bias_N, gate=gate, norm=(norm_K, eps))
-        if y is not None:
-            return y, residual_MK
-    if num_rows != 1 or residual_MK.dtype.itemsize != 2 or size % 16 or (x is not None and x.dim() == 3):
-        return None
-    setting = vector_setting(weight_NK.shape[0], size, gate=gate, normed=True)
-    if x is None:
-        return vector_linear(residual_MK, weight_NK, bias_N, setting, gate=gate, norm=(norm_K, eps))[0], residual_MK
-    return vector_linear(x, weight_NK, bias_N, setting, gate=gate, norm=(norm_K, eps), residual_MK=residual_MK)
+    x_MK: torch.Tensor, norm_K: torch.Tensor, eps: float, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, *,
+    gate: bool,
+) -> torch.Tensor | None:  # fmt: skip
+    """`linear` of x's RMS norm in one kernel; None where two kernels are faster."""
+    num_rows, size = x_MK.shape
+    norm = (norm_K, eps)
+    if num_rows == 1 and x_MK.dtype.itemsize == 2 and size % 16 == 0:
+        setting = vector_setting(weight_NK.shape[0], size, gate=gate, normed=True)
+        return vector_linear(x_MK, weight_NK, bias_N, setting, gate=gate, norm=norm)
+    # Not in float16, where x times the norm's weight, which comes before its scale, may be too large.
+    return _in_one_go(x_MK, weight_NK, bias_N, gate=gate, norm=norm) if x_MK.dtype == torch.bfloat16 else None
 
 
 def added_linear(
     x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, residual_MN: torch.Tensor
 ) -> torch.Tensor | None:
     """`linear` added to the residual, in its place, in one kernel; None where two kernels are faster."""
-    return _in_one_go(x_MK, weight_NK, bias_N, residual_MN=residual_MN) if x_MK.dtype.itemsize == 2 else None
+    num_rows, size = x_MK.shape
+    if x_MK.dtype.itemsize != 2:
+        return None
+    if num_rows == 1 and size % 16 == 0:
+        setting = vector_setting(weight_NK.shape[0], size, gate=False, normed=False)
+        return vector_linear(x_MK, weight_NK, bias_N, setting, residual_MN=residual_MN)
+    return _in_one_go(x_MK, weight_NK, bias_N, residual_MN=residual_MN)
 
 
 def _in_one_go(
@@ -190,33 +191,31 @@ def tile_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_
 
 def vector_linear(
     x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, setting: Vector, *, gate: bool = False,
-    norm: tuple[torch.Tensor, float] | None = None, residual_MK: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """W norm(x + residual) + b for one row, and the new residual.
+    norm: tuple[torch.Tensor, float] | None = None, residual_MN: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """W norm(x) + b for one row, added to `residual_MN` if there is one, which is overwritten and returned.
 
     Args:
         x_MK: M = 1; contiguous, as the residual.
         weight_NK: its last dim is contiguous.
         bias_N: None for 0.
         setting: see there.
-        gate: whether the result is silu(y[: N / 2]) * y[N / 2 :].
+        gate: whether the result is silu(y[: N / 2]) * y[N / 2 :]; not with a residual.
         norm: weight and epsilon of the RMS norm, None for none.
-        residual_MK: what to add to x first, only with `norm`; None for 0.
-
-    Returns:
-        y [M, N] or [M, N / 2], and x + residual [M, K] (None without a residual).
+        residual_MN: None for none.
     """
     num_rows, size = weight_NK.shape
     num_outputs = num_rows // 2 if gate else num_rows
-    y = torch.empty((1, num_outputs), dtype=x_MK.dtype, device=x_MK.device)
-    total = None if residual_MK is None else torch.empty_like(x_MK)
+    y = residual_MN
+    if y is None:
+        y = torch.empty((1, num_outputs), dtype=x_MK.dtype, device=x_MK.device)
     norm_weight, eps = norm if norm is not None else (None, 0.0)
     _vector[(triton.cdiv(num_outputs, setting.rows),)](
-        x_MK, residual_MK, norm_weight, weight_NK, bias_N, y, total, num_outputs, size, eps, weight_NK.stride(0),
-        NORM=norm is not None, ADD=residual_MK is not None, GATE=gate, BIAS=bias_N is not None,
+        x_MK, norm_weight, weight_NK, bias_N, y, num_outputs, size, eps, weight_NK.stride(0),
+        NORM=norm is not None, ADD=residual_MN is not None, GATE=gate, BIAS=bias_N is not None,
         ROWS=setting.rows, COLUMNS=setting.columns, num_warps=setting.num_warps, **overlap(x_MK),
     )  # fmt: skip
-    return y, total
+    return y
 
 
 def tile_linear(
@@ -248,7 +247,7 @@ def tile_linear(
 
 @triton.jit
 def _vector(
-    x_ptr, residual_ptr, norm_ptr, weight_ptr, bias_ptr, y_ptr, total_ptr, num_outputs, size, eps, stride,
+    x_ptr, norm_ptr, weight_ptr, bias_ptr, y_ptr, num_outputs, size, eps, stride,
     NORM: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -264,17 +263,14 @@ def _vector(
         up_weight = tl.load(weights + second_half, mask=inside, other=0.0)
     wait_for_previous(PDL)
     dtype = y_ptr.dtype.element_ty
+    if ADD:
+        residual = tl.load(y_ptr + row, mask=row < num_outputs, other=0.0).to(tl.float32)
     sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     up_sums = tl.zeros((ROWS, COLUMNS), tl.float32)
     squares = tl.zeros((COLUMNS,), tl.float32)
     for start in range(0, size, COLUMNS):
         place = start + column
         x = tl.load(x_ptr + place, mask=place < size, other=0.0).to(tl.float32)
-        if ADD:
-            rounded = (x + tl.load(residual_ptr + place, mask=place < size, other=0.0).to(tl.float32)).to(dtype)
-            if tl.program_id(0) == 0:
-                tl.store(total_ptr + place, rounded, mask=place < size)
-            x = rounded.to(tl.float32)
         if NORM:
             squares += x * x
             x *= tl.load(norm_ptr + place, mask=place < size, other=0.0).to(tl.float32)
@@ -290,8 +286,10 @@ def _vector(
         scale = tl.rsqrt(tl.sum(squares, 0) / size + eps)
         y *= scale
         up *= scale
-    result = finished(y, up, bias_ptr, row, num_outputs, dtype, GATE, BIAS)
-    tl.store(y_ptr + row, result, mask=row < num_outputs)
+    y = finished(y, up, bias_ptr, row, num_outputs, dtype, GATE, BIAS)
+    if ADD:
+        y = (y.to(tl.float32) + residual).to(dtype)
+    tl.store(y_ptr + row, y, mask=row < num_outputs)
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # which no address along a row of memory depends on

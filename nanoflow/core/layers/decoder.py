@@ -74,9 +74,9 @@ class FeedForward(nn.Module):
 
     def forward(
         self, norm: RMSNorm, x: torch.Tensor | RankSummands | None, residual: torch.Tensor
-    ) -> tuple[torch.Tensor | RankSummands, torch.Tensor]:
+    ) -> tuple[torch.Tensor | RankSummands | None, torch.Tensor]:
         gated, residual = self.gate_up_proj.normed(norm, x, residual)
-        return self.down_proj.summands(gated), residual
+        return self.down_proj.added(gated, residual)
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         return self.gate_up_proj.weights(prefix) | self.down_proj.weights(prefix)
@@ -96,7 +96,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: torch.Tensor | RankSummands | None, residual: torch.Tensor, rotation: Rotation,
         attention: AttentionBackend,
-    ) -> tuple[torch.Tensor | RankSummands, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor | RankSummands | None, torch.Tensor]:  # fmt: skip
         x, residual = self.self_attn(self.input_layernorm, x, residual, rotation, attention)
         return self.mlp(self.post_attention_layernorm, x, residual)
 

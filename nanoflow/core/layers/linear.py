@@ -70,12 +70,12 @@ class Linear(nn.Module):
         self, norm: RMSNorm, x: torch.Tensor | RankSummands | None, residual_TD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """This layer's result for `norm.add(x, residual)`, and the next residual. Both arguments as there."""
-        if residual_TD.is_cuda and not isinstance(x, RankSummands):
+        if residual_TD.is_cuda and x is None:
             from nanoflow.core.kernels.linear import normed_linear
 
-            fused = normed_linear(x, residual_TD, norm.weight, norm.eps, self.weight, self.bias, gate=self.gate)
-            if fused is not None:
-                return fused
+            y = normed_linear(residual_TD, norm.weight, norm.eps, self.weight, self.bias, gate=self.gate)
+            if y is not None:
+                return y, residual_TD
         x, residual_TD = norm.add(x, residual_TD)
         return self(x), residual_TD
 

@@ -145,22 +145,20 @@ def check_vector(
     outputs: int, size: int, gated: bool, normed: bool, bias: bool, setting: linear.Vector, dtype: torch.dtype,
     device: str,
 ) -> None:  # fmt: skip
-    x, residual = random(2, 1, size, dtype=dtype, device=device, seed=1)
+    x = random(1, size, dtype=dtype, device=device, seed=1)
     weight = strided(outputs, size, dtype=dtype, device=device, seed=2) / size**0.5
     b = random(outputs, dtype=dtype, device=device, seed=3) if bias else None
     norm_weight = random(size, dtype=dtype, device=device, seed=4)
+    hidden = F.rms_norm(x.float(), (size,), norm_weight.float(), 1e-6) if normed else x.float()
+    expected = product(hidden, weight, b, gated)
+    options = {"norm": (norm_weight, 1e-6) if normed else None}
     poison(device)
-    if not normed:
-        y, _ = linear.vector_linear(x, weight, b, setting, gate=gated)
-        close(y, product(x.float(), weight, b, gated), dtype)
-        return
-    options = {"gate": gated, "norm": (norm_weight, 1e-6)}
-    y, total = linear.vector_linear(x, weight, b, setting, residual_MK=residual, **options)
-    close(total, x + residual, dtype)
-    close(y, product(F.rms_norm(total.float(), (size,), norm_weight.float(), 1e-6), weight, b, gated), dtype)
-    y, total = linear.vector_linear(x, weight, b, setting, **options)
-    assert total is None
-    close(y, product(F.rms_norm(x.float(), (size,), norm_weight.float(), 1e-6), weight, b, gated), dtype)
+    close(linear.vector_linear(x, weight, b, setting, gate=gated, **options), expected, dtype)
+    if not gated:
+        residual = random(1, outputs, dtype=dtype, device=device, seed=5)
+        total = residual.float() + expected.to(dtype).float()
+        assert linear.vector_linear(x, weight, b, setting, **options, residual_MN=residual) is residual
+        close(residual, total, dtype)
 
 
 def check_few(
