@@ -27,7 +27,7 @@ from nanoflow.plugins.attention import flash_versions, options
 DEVICE = torch.device("cuda", 0)
 H100 = GPU(DEVICE, (9, 0), {"name": "H100", "multi_processor_count": 132, "shared_memory_per_block_optin": 227 * 1024})
 EVERY_START = {
-    "_receive", "_gather_rows", "share_kernel", "decode_kernel", "_vector", "_tile", "_add_rms_norm",
+    "_receive", "_gather_rows", "share_kernel", "_look_up", "decode_kernel", "_vector", "_tile", "_add_rms_norm",
     "_norm_rotate_store", "_best_of_chunk", "_best_of_row", "_thresholds", "_adjust",
 }  # fmt: skip
 

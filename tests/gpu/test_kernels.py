@@ -30,6 +30,13 @@ def test_norm(rows: int, size: int, parts: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [1024, 5120])
+@pytest.mark.parametrize("tokens", [1, 8, 300])
+def test_look_up(tokens: int, width: int, dtype: torch.dtype) -> None:
+    checks.check_look_up(tokens, 1000, width, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "size"), [(1, 3072), (64, 12288), (300, 1000)])
 def test_gate(rows: int, size: int, dtype: torch.dtype) -> None:
     checks.check_gate(rows, size, dtype, "cuda")

@@ -3,7 +3,8 @@
 A kernel launched with `overlap(x)` first lets the next one start (`let_next_start`), and then, before it reads what
 another one wrote or writes anything itself, waits for the one before (`wait_for_previous`), which has then completed,
 as have all before it. Until then it may read what no kernel on the way writes: parameters of the model, and what was
-worked out at the start of the step by kernels that don't overlap. So the time between two kernels, and the first loads
+worked out at the start of the step by kernels that let the next one start only when they have waited themselves
+(`follow`), or have ended. So the time between two kernels, and the first loads
 of weights, hide behind earlier ones. A program may end without a wait if it has nothing to do, but one of each kernel
 has to wait, or the kernel could end before the one before it. On GPUs before Hopper, and under Triton's interpreter,
 kernels run one after the other.
@@ -56,6 +57,13 @@ def begin(PDL: tl.constexpr):
     """Both, for kernels that have nothing to do in between."""
     let_next_start(PDL)
     wait_for_previous(PDL)
+
+
+@triton.jit
+def follow(PDL: tl.constexpr):
+    """Both, the other way round: when the next kernel starts, all before this one have completed."""
+    wait_for_previous(PDL)
+    let_next_start(PDL)
 
 
 @triton.jit

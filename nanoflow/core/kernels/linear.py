@@ -120,14 +120,17 @@ def _in_one_go(
 
 
 def vector_setting(num_outputs: int, size: int, *, gate: bool, normed: bool) -> Vector:
-    """What was fastest on an H100 at the shapes of Qwen3 0.6B, 8B and 32B, whole or split over up to 4 ranks."""
+    """What was fastest on an H100 at the shapes of Qwen3 0.6B to 14B, and of 8B and 32B split over up to 4 ranks.
+
+    Those with a norm inside whole steps.
+    """
     if normed:
-        if size <= 1024:
-            return Vector(rows=4, columns=512, num_warps=2) if gate else Vector(rows=2, columns=1024, num_warps=4)
-        return Vector(rows=2, columns=2048 if gate else 1024, num_warps=4)
+        if gate:
+            return Vector(rows=2, columns=512, num_warps=1) if size <= 2048 else Vector(1, columns=1024, num_warps=4)
+        return Vector(rows=4, columns=512, num_warps=1) if size <= 1024 else Vector(2, columns=1024, num_warps=4)
     if num_outputs <= 1024:
         if size == 2048:
-            return Vector(rows=4, columns=2048, num_warps=8)
+            return Vector(rows=2, columns=2048, num_warps=4)
         return Vector(rows=2, columns=min(4096, triton.next_power_of_2(size)), num_warps=4)
     if size <= 1024:
         if num_outputs >= HEAD:

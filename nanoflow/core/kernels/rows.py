@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from nanoflow.core.kernels.launch import follow, let_next_start, overlap
+
 TOKENS = 256  # a program
 ENTRIES = 1024  # of a block table at a time
 WORDS = 2048  # a program
@@ -15,12 +17,16 @@ def receive(inbox: torch.Tensor, turn_1: torch.Tensor, memory: torch.Tensor) -> 
     """As `Mailbox.receive`: from the slot whose turn it is, in pinned memory [slots, bytes], into `memory`."""
     words, slots = memory.view(torch.int32), inbox.view(torch.int32)
     _receive[(triton.cdiv(len(words), WORDS),)](
-        slots, turn_1, words, len(words), slots.stride(0), SLOTS=len(slots), WORDS=WORDS, num_warps=8
-    )
+        slots, turn_1, words, len(words), slots.stride(0), SLOTS=len(slots), WORDS=WORDS,
+        PDL=overlap(words)["PDL"], num_warps=8,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["num_words", "stride"])
-def _receive(inbox_ptr, turn_ptr, words_ptr, num_words, stride, SLOTS: tl.constexpr, WORDS: tl.constexpr):
+def _receive(
+    inbox_ptr, turn_ptr, words_ptr, num_words, stride, SLOTS: tl.constexpr, WORDS: tl.constexpr, PDL: tl.constexpr
+):
+    let_next_start(PDL)
     word = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
     slot = tl.load(turn_ptr) & (SLOTS - 1)
     values = tl.load(inbox_ptr + slot * stride + word, mask=word < num_words, volatile=True)
@@ -42,7 +48,7 @@ def gather_rows(
     _gather_rows[(num_seqs + triton.cdiv(num_tokens, TOKENS),)](
         token_ids_T, last_token_R, rows_S, context_lens_S, block_tables_RB, temperature_R, seed_R, ids_T,
         block_tables_SB, temperature_S, seed_S, turn_1, num_tokens, num_seqs, block_size, block_tables_RB.stride(0),
-        block_tables_SB.stride(0), COUNT=turn_1 is not None, TOKENS=TOKENS, ENTRIES=ENTRIES,
+        block_tables_SB.stride(0), COUNT=turn_1 is not None, TOKENS=TOKENS, ENTRIES=ENTRIES, **overlap(ids_T),
     )  # fmt: skip
     return ids_T, temperature_S, seed_S
 
@@ -54,9 +60,10 @@ def gather_rows(
 def _gather_rows(
     token_ids_ptr, last_token_ptr, rows_ptr, context_lens_ptr, from_ptr, temperature_ptr, seed_ptr, ids_ptr, to_ptr,
     temperatures_ptr, seeds_ptr, turn_ptr, num_tokens, num_seqs, block_size, from_stride, to_stride,
-    COUNT: tl.constexpr, TOKENS: tl.constexpr, ENTRIES: tl.constexpr,
+    COUNT: tl.constexpr, TOKENS: tl.constexpr, ENTRIES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
+    follow(PDL)
     if COUNT and program == 0:
         tl.store(turn_ptr, tl.load(turn_ptr) + 1)
     if program < num_seqs:

@@ -35,6 +35,10 @@ class Embedding(nn.Module):
 
     def _part(self, input_ids_T: torch.Tensor) -> torch.Tensor:
         """What this rank has of each vector: all or nothing."""
+        if input_ids_T.is_cuda:
+            from nanoflow.core.kernels.embedding import look_up
+
+            return look_up(input_ids_T, self.weight, self.share.start)
         if self.parallel.size == 1:
             return F.embedding(input_ids_T, self.weight)
         rows_T = input_ids_T - self.share.start

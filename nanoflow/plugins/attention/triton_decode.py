@@ -69,7 +69,7 @@ class TritonDecode:
         share_kernel[(triton.cdiv(self.num_shares, 8),)](
             inputs.query_start_S1, inputs.context_lens_S, ends_S1, shares_W4, num_seqs, self.num_shares,
             BLOCK_N=self.settings.block_n, BLOCK_S=max(32, triton.next_power_of_2(num_seqs)), BLOCK_W=8,
-            LEAST=least, SKIP=skip, WINDOW=window or 0,
+            LEAST=least, SKIP=skip, WINDOW=window or 0, **overlap(ends_S1),
         )  # fmt: skip
         return Shares(ends_S1, shares_W4, skip, least > 0, window or 0)
 

@@ -20,7 +20,7 @@ from nanoflow.plugins.attention.triton_tiles import HIDDEN, block_ids, tiles_bef
 def share_kernel(
     query_start_ptr, context_lens_ptr, ends_ptr, shares_ptr, num_seqs, num_shares,
     BLOCK_N: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_W: tl.constexpr, LEAST: tl.constexpr, SKIP: tl.constexpr,
-    WINDOW: tl.constexpr,
+    WINDOW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Cut the row of tiles into equal shares.
 
@@ -33,6 +33,7 @@ def share_kernel(
     """
     seqs = tl.arange(0, BLOCK_S)
     valid = seqs < num_seqs
+    wait_for_previous(PDL)
     starts = tl.load(query_start_ptr + seqs, mask=valid, other=-1)
     next_starts = tl.load(query_start_ptr + seqs + 1, mask=valid, other=-1)
     valid = (starts == seqs) & (next_starts == seqs + 1)

@@ -15,6 +15,7 @@ from nanoflow.core.graphs import RowState, gather_rows
 from nanoflow.core.kernels import experts, few_rows, gate, linear, norm, ranks, rotary, sampling
 from nanoflow.core.kernels import logits as kernels_logits
 from nanoflow.core.kernels import rows as kernels_rows
+from nanoflow.core.kernels.embedding import look_up
 from nanoflow.core.kernels.filters import thresholds
 from nanoflow.core.layers import apply_rotary
 from nanoflow.core.layers.experts import mix_experts, route
@@ -51,6 +52,17 @@ def poison(device: str) -> None:
     if device != "cpu":
         for size in (2**10, 2**14, 2**18, 2**22):
             torch.full((size,), torch.nan, device=device)
+
+
+def check_look_up(tokens: int, size: int, width: int, dtype: torch.dtype, device: str) -> None:
+    """In the whole table, and in parts of it, each of which gives 0 for the other's tokens."""
+    table = random(size, width, dtype=dtype, device=device, seed=1)
+    ids = torch.randint(size, (tokens,), generator=torch.Generator().manual_seed(tokens)).to(device)
+    poison(device)
+    assert look_up(ids, table).equal(table[ids])
+    first, second = look_up(ids, table[: size // 2]), look_up(ids, table[size // 2 :], size // 2)
+    assert (first + second).equal(table[ids])
+    assert first[ids >= size // 2].count_nonzero() == second[ids < size // 2].count_nonzero() == 0
 
 
 def check_norm(rows: int, size: int, parts: int, dtype: torch.dtype, device: str) -> None:

@@ -22,6 +22,12 @@ TILE = Tile(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("tokens", "width"), [(1, 64), (5, 70), (3, 5000)])
+def test_look_up(tokens: int, width: int, dtype: torch.dtype) -> None:
+    checks.check_look_up(tokens, 12, width, dtype, "cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rows", "size", "parts"), [(3, 70, 0), (1, 64, 1), (3, 100, 1), (2, 48, 3)])
 def test_norm(rows: int, size: int, parts: int, dtype: torch.dtype) -> None:
     checks.check_norm(rows, size, parts, dtype, "cpu")
