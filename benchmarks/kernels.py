@@ -31,6 +31,7 @@ from nanoflow.core.kernels import linear
 from nanoflow.core.kernels.filters import thresholds
 from nanoflow.core.kernels.gate import silu_mul
 from nanoflow.core.kernels.linear import Tile, Vector
+from nanoflow.core.kernels.many_rows import Many
 from nanoflow.core.kernels.norm import add_rms_norm
 from nanoflow.core.kernels.rotary import norm_rotate_store
 from nanoflow.core.kernels.sampling import draw
@@ -62,15 +63,15 @@ TILES = {  # for x of so many rows: tokens, rows, columns, warps, stages
         (64, 64, 128, 4, 4),
     ),
     128: (
-        (64, 32, 128, 4, 4), (64, 64, 64, 4, 5), (64, 64, 128, 4, 4), (128, 32, 128, 4, 4), (128, 32, 64, 4, 6),
-        (128, 64, 64, 8, 5), (128, 64, 64, 4, 5),
+        (64, 32, 64, 4, 6), (64, 32, 128, 4, 4), (64, 32, 256, 4, 4), (64, 64, 64, 4, 3), (64, 64, 128, 4, 4),
+        (64, 64, 128, 4, 6), (128, 32, 64, 4, 3), (128, 64, 128, 4, 4), (128, 128, 128, 8, 3),
     ),
     256: (
-        (64, 64, 64, 4, 5), (64, 64, 128, 4, 4), (64, 128, 64, 4, 4), (128, 32, 128, 4, 4), (128, 64, 64, 4, 5),
-        (128, 64, 128, 4, 3), (128, 64, 64, 8, 5), (128, 128, 64, 8, 4), (256, 32, 64, 8, 5), (256, 64, 64, 8, 4),
+        (64, 32, 64, 4, 4), (64, 64, 128, 4, 4), (64, 128, 128, 4, 4), (128, 64, 64, 4, 6), (128, 64, 128, 4, 4),
+        (128, 128, 64, 4, 6), (128, 128, 64, 8, 4), (128, 128, 128, 8, 3), (128, 256, 64, 8, 3), (256, 128, 64, 8, 3),
     ),
 }  # fmt: skip
-Settings = dict[tuple[int, int, int], Vector | Tile | None]  # by outputs, size and rows of x; None is cuBLAS
+Settings = dict[tuple[int, int, int], Vector | Tile | Many | None]  # by outputs, size and rows of x; None is cuBLAS
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class Product:
         found: list[Any] = [None]
         for (*shape, warps, stages), splits, ahead in itertools.product(TILES[rows], (1, 2, 4), (False, True)):
             if splits == 1 or (self.may_split and self.size >= splits * shape[-1]):
-                found.append(Tile(*shape, splits, warps, stages, ahead and rows < 128))
+                how = (*shape, splits, warps, stages)
+                found.append(Many(*how) if rows > 64 else Tile(*how, ahead))
         return list(dict.fromkeys(found))
 
 
@@ -154,7 +156,8 @@ def warm(worker: int, workers: int, rows_to_tune: list[int]) -> None:
         options = {"norm": (random(product.size), 1e-6)} if product.normed else {}
         try:
             if rows > 1:
-                linear.tile_linear(x, weight, None, setting, gate=product.gate)
+                product_of = linear.many_linear if rows > 64 else linear.tile_linear
+                product_of(x, weight, None, setting, gate=product.gate)
                 continue
             linear.vector_linear(x, weight, None, setting, gate=product.gate, **options)
         except Exception as error:  # more shared memory than there is
@@ -429,18 +432,23 @@ def main() -> None:
 
 def use(settings: Settings) -> None:
     """Let the layers take these settings, as long as they last; their own where there is none."""
-    own_vector, own_tile = linear.vector_setting, linear.tile_setting
+    own_vector = linear.vector_setting
 
     def vector_setting(num_outputs: int, size: int, **options: bool) -> Vector:
         return settings.get((num_outputs, size, 1)) or own_vector(num_outputs, size, **options)
 
-    def tile_setting(num_rows: int, num_outputs: int, size: int, **options: bool) -> Tile | None:
-        rows = next((rows for rows in TUNED_ROWS if rows >= num_rows), num_rows)
-        if (num_outputs, size, rows) in settings:
-            return settings[num_outputs, size, rows]
-        return own_tile(num_rows, num_outputs, size, **options)
+    def several_rows(own: Callable[..., Any], kind: type) -> Callable[..., Any]:
+        def setting(num_rows: int, num_outputs: int, size: int, **options: bool) -> Any:
+            key = (num_outputs, size, next((rows for rows in TUNED_ROWS if rows >= num_rows), num_rows))
+            if key not in settings:
+                return own(num_rows, num_outputs, size, **options)
+            return settings[key] if isinstance(settings[key], kind) else None
 
-    linear.vector_setting, linear.tile_setting = vector_setting, tile_setting
+        return setting
+
+    linear.vector_setting = vector_setting
+    linear.tile_setting = several_rows(linear.tile_setting, Tile)
+    linear.many_setting = several_rows(linear.many_setting, Many)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from nanoflow.core import build
 from nanoflow.core.config import Config, EngineConfig, PluginChoice
 from nanoflow.core.imagined import GPU, Kernel, imagined
 from nanoflow.core.kernels.gate import silu_mul
+from nanoflow.core.kernels.many_rows import Many, many_linear
 from nanoflow.core.kernels.norm import add_rms_norm
 from nanoflow.core.parallel import ParallelContext
 from nanoflow.core.registry import Registry
@@ -114,6 +115,12 @@ def launch(dtype: torch.dtype, offset: int = 0) -> None:
     add_rms_norm(None, gate_up, torch.empty(64, dtype=dtype, device=DEVICE), 1e-6)
 
 
+def launch_with_descriptions(dtype: torch.dtype) -> None:
+    """A kernel that takes tensors described for the GPU, instead of pointers."""
+    x, weight = (torch.empty(rows, 128, dtype=dtype, device=DEVICE) for rows in (70, 64))
+    many_linear(x, weight, None, Many(64, rows=32, columns=64, splits=1, num_warps=4, num_stages=2))
+
+
 def test_types_and_alignments_make_kernels() -> None:
     with imagined(H100) as kernels:
         launch(torch.float16)
@@ -128,14 +135,16 @@ def test_types_and_alignments_make_kernels() -> None:
 def test_a_launch_finds_what_other_processes_compiled(cache: list[tuple[str, bool]]) -> None:
     with imagined(H100) as kernels:
         launch(torch.float16)
+        launch_with_descriptions(torch.float16)
     for process in start_compiling(kernels):
         process.join()
         assert process.exitcode == 0
     with imagined(H100):
         knobs.runtime.jit_cache_hook = None  # what is launched is compiled then, as it is for a real GPU
-        launch(torch.float16)
-        launch(torch.bfloat16)
-    assert cache == [(name, hit) for hit in (True, False) for name in ("_silu_mul", "_add_rms_norm")]
+        for dtype in (torch.float16, torch.bfloat16):
+            launch(dtype)
+            launch_with_descriptions(dtype)
+    assert cache == [(name, hit) for hit in (True, False) for name in ("_silu_mul", "_add_rms_norm", "_many")]
 
 
 def test_a_kernel_that_fails_keeps_none_from_being_compiled(cache: list[tuple[str, bool]]) -> None:

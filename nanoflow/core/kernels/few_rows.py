@@ -40,23 +40,23 @@ def few_setting(
 ) -> Few | None:
     """What was fastest at the shapes of Qwen3 0.6B, inside a whole step; None where other kernels are.
 
-    On an H100 with `may_split`, otherwise on an H200.
+    On an H100.
     """
     if not 2 <= num_rows <= MOST_ROWS or size % 16:
         return None
     if may_split:
         if size != 3072 or num_outputs > 1024:
             return None
-        if num_rows == 2:
-            return Few(rows=32, num_warps=4, splits=3)
-        return Few(rows=32 if num_rows <= 4 else 16, num_warps=4, splits=6)
+        return Few(rows=32, num_warps=2 if num_rows <= 4 else 4, splits=6)
     if not 256 <= size <= 2048 or num_outputs >= 2**16:
         return None
     if add:
-        return Few(rows=16, num_warps=8) if num_rows > 2 else None
+        return Few(rows=32 if num_rows <= 4 else 16, num_warps=8) if num_rows > 2 else None
     if size > 1024:
         return None
-    return Few(rows=16, num_warps=4) if gate else Few(rows=32, num_warps=4)
+    if gate:
+        return Few(rows=16, num_warps=1 if 3 <= num_rows <= 4 else 4)
+    return Few(rows=32, num_warps=4)
 
 
 def few_linear(

@@ -3,7 +3,8 @@
 Decoding multiplies 1 to some 64 rows with every weight of the model. That reads memory and computes next to nothing,
 so that what counts is to have enough reads in flight on every multiprocessor, from the first moment on. Two kernels:
 one for a single row without tensor cores, whose first weights are on their way before the kernel before has ended, and
-one for a few rows, padded to what tensor cores take; `few_rows` has a third, for 2 to 8 rows of small models.
+one for a few rows, padded to what tensor cores take. `few_rows` has a third, for 2 to 8 rows of small models, and
+`many_rows` a fourth, for 65 to 256.
 
 Both can take in what stands around a product in a transformer: `gate`, SiLU of the first half of the outputs times the
 second half, and the single-row one also the RMS norm before it, or the residual's addition behind it.
@@ -21,9 +22,9 @@ import triton.language as tl
 from nanoflow.core.kernels.few_rows import few_linear, few_setting
 from nanoflow.core.kernels.gate import silu_mul
 from nanoflow.core.kernels.launch import has_room, let_next_start, overlap, prefetch, wait_for_previous
-from nanoflow.core.kernels.product import finished, product
+from nanoflow.core.kernels.many_rows import many_linear, many_setting
+from nanoflow.core.kernels.product import finished, product, shares
 
-MOST_ROWS = 256  # beyond, cuBLAS is faster
 HEAD = 2**15  # outputs, or more, are taken for a share of the vocabulary
 
 
@@ -74,6 +75,9 @@ def linear(
         may_split = may_split and bias_N is None and not gate
         if (y := _in_one_go(x_MK, weight_NK, bias_N, gate=gate, may_split=may_split)) is not None:
             return y
+        many = many_setting(num_rows, weight_NK.shape[0], size, gate=gate, may_split=may_split)
+        if many is not None and has_room(x_MK.device):
+            return many_linear(x_MK, weight_NK, bias_N, many, gate=gate)
         tile = tile_setting(num_rows, weight_NK.shape[0], size, gate=gate, may_split=may_split)
         if tile is not None and has_room(x_MK.device):
             return tile_linear(x_MK, weight_NK, bias_N, tile, gate=gate)
@@ -149,22 +153,10 @@ def tile_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_
     For 32B, and for what 4 ranks have of 8B and 32B, what was fastest by itself. Neighbours matter: a kernel that
     leaves no shared memory for the next one's programs keeps them from starting early.
     """
+    if num_rows > 64:
+        return None
     is_large = num_outputs * size >= 2**24
     is_head = num_outputs >= HEAD and not gate
-    if is_head and 64 < num_rows <= 128 and size <= 1024:
-        return Tile(128, rows=128, columns=64, splits=1, num_warps=8, num_stages=5)
-    if num_rows > MOST_ROWS or (num_rows > 64 and is_large):
-        return None
-    if num_outputs > 1024 and (size > 1024 or may_split) and num_rows > 64:
-        return None
-    if num_rows > 128:
-        if may_split:
-            return Tile(64, rows=64, columns=128, splits=2, num_warps=4, num_stages=4)
-        return Tile(128, rows=64, columns=64, splits=1, num_warps=8, num_stages=6)
-    if num_rows > 64:
-        if may_split:
-            return Tile(64, rows=32, columns=128, splits=2, num_warps=4, num_stages=6, ahead=True)
-        return Tile(64, rows=64, columns=64 if gate else 128, splits=1, num_warps=4, num_stages=6)
     tokens = max(16, triton.next_power_of_2(num_rows))
     if is_head:
         if num_rows > 32:
@@ -231,8 +223,7 @@ def tile_linear(
     """
     num_rows, size = x_MK.shape
     num_outputs = weight_NK.shape[0] // 2 if gate else weight_NK.shape[0]
-    part = triton.cdiv(triton.cdiv(size, setting.splits), setting.columns) * setting.columns
-    splits = triton.cdiv(size, part)
+    part, splits = shares(size, setting.splits, setting.columns)
     if splits == 1:
         y = torch.empty((num_rows, num_outputs), dtype=x_MK.dtype, device=x_MK.device)
     else:

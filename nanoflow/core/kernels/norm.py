@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from nanoflow.core.kernels.launch import begin, overlap
+from nanoflow.core.kernels.memory import empty_rows
 
 
 def add_rms_norm(
@@ -22,7 +23,7 @@ def add_rms_norm(
         eps: added to the mean square.
     """
     num_rows, size = residual.shape
-    out = torch.empty((num_rows, size), dtype=residual.dtype, device=residual.device)
+    out = empty_rows(num_rows, size, dtype=residual.dtype, device=residual.device)
     if num_rows == 0:
         return out, residual
     parts = 0 if x is None else x.shape[0] if x.dim() == 3 else 1

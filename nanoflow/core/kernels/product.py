@@ -8,6 +8,13 @@ import triton.language as tl
 from nanoflow.core.kernels.gate import gated
 
 
+def shares(size: int, splits: int, columns: int) -> tuple[int, int]:
+    """How to share `size` columns among up to `splits` programs that take `columns` at a time: how many each, and by
+    how many programs."""
+    part = triton.cdiv(triton.cdiv(size, splits), columns) * columns
+    return part, triton.cdiv(size, part)
+
+
 @triton.jit
 def product(
     xs, there, weights, to_up, num_columns, part,

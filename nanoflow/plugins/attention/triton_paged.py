@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from nanoflow.core.interfaces import AttentionContext, NoOptions
+from nanoflow.core.kernels.memory import empty_rows
 from nanoflow.core.types import AttentionInput, Projection
 from nanoflow.plugins.attention.paged import PagedAttention
 from nanoflow.plugins.attention.triton_decode import Shares, TritonDecode
@@ -37,7 +38,7 @@ class TritonAttention(PagedAttention):
         self.tiles = self.prefiller.tiles(inputs, beside_decodes=True)
 
     def decode(self, layer: int, query_SNH: torch.Tensor) -> torch.Tensor:
-        out_SNH = torch.empty(query_SNH.shape, dtype=query_SNH.dtype, device=query_SNH.device)
+        out_SNH = empty_rows(*query_SNH.shape, dtype=query_SNH.dtype, device=query_SNH.device)
         self.decoder(self.shares[self.context.window(layer)], self.inputs, query_SNH, *self.cache(layer), out_SNH)
         return out_SNH
 
@@ -53,7 +54,7 @@ class TritonAttention(PagedAttention):
         shares = self.shares[c.window(layer)]
         if shares.skip == 0:
             return None
-        out_SNH = torch.empty((len(qkv), c.num_heads, c.head_dim), dtype=qkv.dtype, device=qkv.device)
+        out_SNH = empty_rows(len(qkv), c.num_heads, c.head_dim, dtype=qkv.dtype, device=qkv.device)
         self.decoder.project(shares, self.inputs, projection, *self.cache(layer), out_SNH)
         return out_SNH
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from nanoflow.core.graphs import RowState, gather_rows
-from nanoflow.core.kernels import experts, few_rows, gate, linear, norm, ranks, rotary, sampling
+from nanoflow.core.kernels import experts, few_rows, gate, linear, many_rows, norm, ranks, rotary, sampling
 from nanoflow.core.kernels import logits as kernels_logits
 from nanoflow.core.kernels import rows as kernels_rows
 from nanoflow.core.kernels.embedding import look_up
@@ -198,13 +198,15 @@ def check_few(
 
 
 def check_tile(
-    rows: int, outputs: int, size: int, gated: bool, bias: bool, setting: linear.Tile, dtype: torch.dtype, device: str
-) -> None:
+    rows: int, outputs: int, size: int, gated: bool, bias: bool, setting: linear.Tile | many_rows.Many,
+    dtype: torch.dtype, device: str,
+) -> None:  # fmt: skip
     x = strided(rows, size, dtype=dtype, device=device, seed=1)
     weight = strided(outputs, size, dtype=dtype, device=device, seed=2) / size**0.5
     b = random(outputs, dtype=dtype, device=device, seed=3) if bias else None
     poison(device)
-    y = linear.tile_linear(x, weight, b, setting, gate=gated)
+    product_of = linear.tile_linear if isinstance(setting, linear.Tile) else many_rows.many_linear
+    y = product_of(x, weight, b, setting, gate=gated)
     if setting.splits > 1:
         assert 1 < y.shape[0] <= setting.splits
         assert y.dtype == torch.float32

@@ -15,10 +15,12 @@ from nanoflow.core.kernels import ranks
 from nanoflow.core.kernels.experts import GroupedTile
 from nanoflow.core.kernels.few_rows import Few
 from nanoflow.core.kernels.linear import Tile, Vector
+from nanoflow.core.kernels.many_rows import Many
 from tests.core.kernels import checks
 
 DTYPES = [torch.float32, torch.bfloat16]
 TILE = Tile(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
+MANY = Many(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -135,8 +137,8 @@ def test_few_rows(
     ],
 )
 def test_tile(rows: int, outputs: int, size: int, splits: int, gated: bool, bias: bool, dtype: torch.dtype) -> None:
-    setting = replace(TILE, splits=splits)
-    checks.check_tile(rows, outputs, size, gated, bias, setting, dtype, "cpu")
+    for setting in (replace(TILE, splits=splits), replace(MANY, splits=splits)):
+        checks.check_tile(rows, outputs, size, gated, bias, setting, dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -1,0 +1,118 @@
+"""Matrix products of 65 to 256 rows: tiles of both operands come by the GPU's tensor memory accelerator (TMA).
+
+With so many rows a product takes as long as its tiles take to come from L2. One instruction brings a whole tile, for
+which threads would each have to work out addresses and ask for a piece. With fewer rows they are still faster: before
+its first tile comes, the description of the tensor has to. A tile that is partly beyond its tensor takes far longer
+than a full one, so x is described with as many rows as its memory has, and what comes of them is dropped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from nanoflow.core.kernels.launch import begin, overlap
+from nanoflow.core.kernels.memory import empty_rows, rows_in_memory
+from nanoflow.core.kernels.product import finished, shares
+
+MOST_ROWS = 256  # beyond, cuBLAS is faster
+
+
+@dataclass(frozen=True)
+class Many:
+    """How to run the kernel.
+
+    Attributes:
+        tokens: rows of x a program, a power of two.
+        rows: of W a program.
+        columns: of both at a time.
+        splits: programs that share the columns of a row; more than one leave a summand each.
+        num_stages: of the pipeline of loads.
+    """
+
+    tokens: int
+    rows: int
+    columns: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+
+def many_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_split: bool) -> Many | None:
+    """What was fastest on an H100 at the shapes of Qwen3 0.6B to 8B, inside a whole step; None where cuBLAS is."""
+    if not 64 < num_rows <= MOST_ROWS or size % 64:
+        return None
+    if num_outputs * size >= 2**24:
+        if num_rows > 128 or may_split:
+            return None
+        if gate:
+            return Many(128, rows=32, columns=64, splits=1, num_warps=4, num_stages=3)
+        if num_outputs >= 2**15:
+            return Many(128, rows=128, columns=128, splits=1, num_warps=8, num_stages=3)
+        return Many(128, rows=64, columns=128, splits=1, num_warps=4, num_stages=4)
+    if num_rows > 128:
+        if size > (3072 if may_split else 2048) or (may_split and num_outputs > 1024):
+            return None
+        if may_split:
+            return Many(64, rows=64, columns=128, splits=2, num_warps=4, num_stages=4)
+        if gate:
+            return Many(64, rows=32, columns=64, splits=1, num_warps=4, num_stages=4)
+        return Many(64, rows=128, columns=128, splits=1, num_warps=4, num_stages=4)
+    if may_split:
+        splits = 2 if num_outputs <= 1024 else 1
+        return Many(64, rows=32, columns=256, splits=splits, num_warps=4, num_stages=4) if num_outputs <= 2048 else None
+    return Many(64, rows=64, columns=128, splits=1, num_warps=4, num_stages=4 if gate else 6)
+
+
+def many_linear(
+    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, setting: Many, *, gate: bool = False
+) -> torch.Tensor:
+    """x Wᵀ + b: [M, N], or with `gate`, silu(y[:, : N / 2]) * y[:, N / 2 :].
+
+    With several splits, which go with neither gate nor bias, up to as many float32 summands [C, M, N]. Rows of x and W
+    begin at multiples of 16 bytes, and their last dims are contiguous.
+    """
+    num_rows, size = x_MK.shape
+    num_outputs = weight_NK.shape[0] // 2 if gate else weight_NK.shape[0]
+    part, splits = shares(size, setting.splits, setting.columns)
+    if splits == 1:
+        y = empty_rows(num_rows, num_outputs, dtype=x_MK.dtype, device=x_MK.device)
+    else:
+        assert not gate
+        assert bias_N is None
+        y = torch.empty((splits, num_rows, num_outputs), dtype=torch.float32, device=x_MK.device)
+    num_described = min(triton.cdiv(num_rows, setting.tokens) * setting.tokens, rows_in_memory(x_MK))
+    x = TensorDescriptor(x_MK, [num_described, size], list(x_MK.stride()), [setting.tokens, setting.columns])
+    weight = TensorDescriptor.from_tensor(weight_NK, [setting.rows, setting.columns])
+    _many[(triton.cdiv(num_rows, setting.tokens), triton.cdiv(num_outputs, setting.rows), splits)](
+        x, weight, bias_N, y, num_rows, num_outputs, part, GATE=gate, BIAS=bias_N is not None, M=setting.tokens,
+        ROWS=setting.rows, COLUMNS=setting.columns, num_warps=setting.num_warps, num_stages=setting.num_stages,
+        **overlap(x_MK),
+    )  # fmt: skip
+    return y
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def _many(
+    x, weight, bias_ptr, y_ptr, num_rows, num_outputs, part,
+    GATE: tl.constexpr, BIAS: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    begin(PDL)
+    first_token, first_row, split = tl.program_id(0) * M, tl.program_id(1) * ROWS, tl.program_id(2)
+    sums = tl.zeros((M, ROWS), tl.float32)
+    up_sums = tl.zeros((M, ROWS), tl.float32)
+    for column in range(split * part, (split + 1) * part, COLUMNS):  # what lies beyond a tensor is read as 0
+        tile = x.load([first_token, column])
+        sums = tl.dot(tile, weight.load([first_row, column]).T, sums, input_precision="ieee")
+        if GATE:
+            up_weight = weight.load([num_outputs + first_row, column])
+            up_sums = tl.dot(tile, up_weight.T, up_sums, input_precision="ieee")
+    token, row = first_token + tl.arange(0, M), first_row + tl.arange(0, ROWS)
+    result = finished(sums, up_sums, bias_ptr, row[None, :], num_outputs, y_ptr.dtype.element_ty, GATE, BIAS)
+    place = (split.to(tl.int64) * num_rows + token[:, None]) * num_outputs + row[None, :]
+    tl.store(y_ptr + place, result, mask=(token < num_rows)[:, None] & (row < num_outputs)[None, :])
