@@ -85,8 +85,7 @@ def many_linear(
         assert not gate
         assert bias_N is None
         y = torch.empty((splits, num_rows, num_outputs), dtype=torch.float32, device=x_MK.device)
-    num_described = min(triton.cdiv(num_rows, setting.tokens) * setting.tokens, rows_in_memory(x_MK))
-    x = TensorDescriptor(x_MK, [num_described, size], list(x_MK.stride()), [setting.tokens, setting.columns])
+    x = described(x_MK, setting.tokens, setting.columns)
     weight = TensorDescriptor.from_tensor(weight_NK, [setting.rows, setting.columns])
     _many[(triton.cdiv(num_rows, setting.tokens), triton.cdiv(num_outputs, setting.rows), splits)](
         x, weight, bias_N, y, num_rows, num_outputs, part, GATE=gate, BIAS=bias_N is not None, M=setting.tokens,
@@ -94,6 +93,12 @@ def many_linear(
         **overlap(x_MK),
     )  # fmt: skip
     return y
+
+
+def described(x_MK: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """x for kernels that take it in tiles of `rows` by `columns`, which may have what lies behind x's own rows."""
+    num_rows = min(triton.cdiv(len(x_MK), rows) * rows, rows_in_memory(x_MK))
+    return TensorDescriptor(x_MK, [num_rows, x_MK.shape[1]], list(x_MK.stride()), [rows, columns])
 
 
 @triton.jit(do_not_specialize=["num_rows"])
