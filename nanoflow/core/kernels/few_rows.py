@@ -38,10 +38,7 @@ class Few:
 def few_setting(
     num_rows: int, num_outputs: int, size: int, *, gate: bool = False, add: bool = False, may_split: bool = False
 ) -> Few | None:
-    """What was fastest at the shapes of Qwen3 0.6B, inside a whole step; None where other kernels are.
-
-    On an H100.
-    """
+    """What was fastest on an H100 at the shapes of Qwen3 0.6B, inside a whole step; None where other kernels are."""
     if not 2 <= num_rows <= MOST_ROWS or size % 16:
         return None
     if may_split:

@@ -4,10 +4,9 @@ A kernel launched with `overlap(x)` first lets the next one start (`let_next_sta
 another one wrote or writes anything itself, waits for the one before (`wait_for_previous`), which has then completed,
 as have all before it. Until then it may read what no kernel on the way writes: parameters of the model, and what was
 worked out at the start of the step by kernels that let the next one start only when they have waited themselves
-(`follow`), or have ended. So the time between two kernels, and the first loads
-of weights, hide behind earlier ones. A program may end without a wait if it has nothing to do, but one of each kernel
-has to wait, or the kernel could end before the one before it. On GPUs before Hopper, and under Triton's interpreter,
-kernels run one after the other.
+(`follow`), or have ended. So the time between two kernels, and the first loads of weights, hide behind earlier ones. A
+program may end without a wait if it has nothing to do, but one of each kernel has to wait, or the kernel could end
+before the one before it. On GPUs before Hopper, and under Triton's interpreter, kernels run one after the other.
 """
 
 from __future__ import annotations

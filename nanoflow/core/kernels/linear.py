@@ -23,7 +23,8 @@ from nanoflow.core.kernels.few_rows import few_linear, few_setting
 from nanoflow.core.kernels.gate import silu_mul
 from nanoflow.core.kernels.launch import has_room, let_next_start, overlap, prefetch, wait_for_previous
 from nanoflow.core.kernels.many_rows import many_linear, many_setting
-from nanoflow.core.kernels.product import finished, product, shares
+from nanoflow.core.kernels.memory import rows_in_tiles
+from nanoflow.core.kernels.product import finished, product, shared
 
 HEAD = 2**15  # outputs, or more, are taken for a share of the vocabulary
 
@@ -76,7 +77,7 @@ def linear(
         if (y := _in_one_go(x_MK, weight_NK, bias_N, gate=gate, may_split=may_split)) is not None:
             return y
         many = many_setting(num_rows, weight_NK.shape[0], size, gate=gate, may_split=may_split)
-        if many is not None and has_room(x_MK.device):
+        if many is not None and has_room(x_MK.device) and rows_in_tiles(x_MK, many.tokens) % many.tokens == 0:
             return many_linear(x_MK, weight_NK, bias_N, many, gate=gate)
         tile = tile_setting(num_rows, weight_NK.shape[0], size, gate=gate, may_split=may_split)
         if tile is not None and has_room(x_MK.device):
@@ -124,10 +125,7 @@ def _in_one_go(
 
 
 def vector_setting(num_outputs: int, size: int, *, gate: bool, normed: bool) -> Vector:
-    """What was fastest on an H100 at the shapes of Qwen3 0.6B to 14B, and of 8B and 32B split over up to 4 ranks.
-
-    Those with a norm inside whole steps.
-    """
+    """What was fastest on an H100 at the shapes of Qwen3 0.6B to 14B, and of 8B and 32B split over up to 4 ranks."""
     if normed:
         if gate:
             return Vector(rows=2, columns=512, num_warps=1) if size <= 2048 else Vector(1, columns=1024, num_warps=4)
@@ -223,13 +221,9 @@ def tile_linear(
     """
     num_rows, size = x_MK.shape
     num_outputs = weight_NK.shape[0] // 2 if gate else weight_NK.shape[0]
-    part, splits = shares(size, setting.splits, setting.columns)
-    if splits == 1:
-        y = torch.empty((num_rows, num_outputs), dtype=x_MK.dtype, device=x_MK.device)
-    else:
-        assert not gate
-        assert bias_N is None
-        y = torch.empty((splits, num_rows, num_outputs), dtype=torch.float32, device=x_MK.device)
+    may_split = bias_N is None and not gate
+    y, part = shared(x_MK, num_outputs, setting.splits, setting.columns, may_split=may_split)
+    splits = triton.cdiv(size, part)
     _tile[(triton.cdiv(num_rows, setting.tokens), triton.cdiv(num_outputs, setting.rows), splits)](
         x_MK, weight_NK, bias_N, y, num_rows, num_outputs, size, part, x_MK.stride(0), weight_NK.stride(0),
         GATE=gate, BIAS=bias_N is not None, EVEN=size == splits * part, M=setting.tokens, ROWS=setting.rows,

@@ -3,7 +3,7 @@
 With so many rows a product takes as long as its tiles take to come from L2. One instruction brings a whole tile, for
 which threads would each have to work out addresses and ask for a piece. With fewer rows they are still faster: before
 its first tile comes, the description of the tensor has to. A tile that is partly beyond its tensor takes far longer
-than a full one, so x is described with as many rows as its memory has, and what comes of them is dropped.
+than a full one, so x is described with the rows that its memory has behind it, and what comes of them is dropped.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nanoflow.core.kernels.launch import begin, overlap
-from nanoflow.core.kernels.memory import empty_rows, rows_in_memory
-from nanoflow.core.kernels.product import finished, shares
+from nanoflow.core.kernels.memory import rows_in_tiles
+from nanoflow.core.kernels.product import finished, shared
 
 MOST_ROWS = 256  # beyond, cuBLAS is faster
 
@@ -43,29 +43,38 @@ class Many:
 
 
 def many_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_split: bool) -> Many | None:
-    """What was fastest on an H100 at the shapes of Qwen3 0.6B to 8B, inside a whole step; None where cuBLAS is."""
+    """What was fastest on an H100 at the shapes of Qwen3 0.6B to 8B, inside a whole step; None stands for cuBLAS."""
     if not 64 < num_rows <= MOST_ROWS or size % 64:
         return None
     if num_outputs * size >= 2**24:
-        if num_rows > 128 or may_split:
-            return None
-        if gate:
-            return Many(128, rows=32, columns=64, splits=1, num_warps=4, num_stages=3)
-        if num_outputs >= 2**15:
-            return Many(128, rows=128, columns=128, splits=1, num_warps=8, num_stages=3)
-        return Many(128, rows=64, columns=128, splits=1, num_warps=4, num_stages=4)
-    if num_rows > 128:
-        if size > (3072 if may_split else 2048) or (may_split and num_outputs > 1024):
-            return None
-        if may_split:
-            return Many(64, rows=64, columns=128, splits=2, num_warps=4, num_stages=4)
-        if gate:
-            return Many(64, rows=32, columns=64, splits=1, num_warps=4, num_stages=4)
-        return Many(64, rows=128, columns=128, splits=1, num_warps=4, num_stages=4)
+        return None if num_rows > 128 or may_split else _large(num_outputs, gate)
     if may_split:
+        if num_outputs > (2048 if num_rows <= 128 else 1024):
+            return None
         splits = 2 if num_outputs <= 1024 else 1
-        return Many(64, rows=32, columns=256, splits=splits, num_warps=4, num_stages=4) if num_outputs <= 2048 else None
-    return Many(64, rows=64, columns=128, splits=1, num_warps=4, num_stages=4 if gate else 6)
+        if num_rows > 128:
+            return Many(64, rows=64, columns=128, splits=splits, num_warps=4, num_stages=4)
+        return Many(64, rows=32, columns=256, splits=splits, num_warps=4, num_stages=4)
+    if gate:
+        if size > 1024:
+            return None
+        if num_rows > 128:
+            return Many(64, rows=32, columns=64, splits=1, num_warps=4, num_stages=4)
+        return Many(64, rows=64, columns=128, splits=1, num_warps=4, num_stages=4)
+    if size > 2048:
+        return None
+    if num_rows > 128:
+        return Many(64, rows=128, columns=128, splits=1, num_warps=4, num_stages=4)
+    return Many(64, rows=64, columns=128, splits=1, num_warps=4, num_stages=6)
+
+
+def _large(num_outputs: int, gate: bool) -> Many | None:
+    """The same for up to 128 rows and tens of megabytes of weights, such as those of 8B."""
+    if gate:
+        return Many(128, rows=32, columns=64, splits=1, num_warps=4, num_stages=3) if num_outputs >= 12288 else None
+    if num_outputs >= 2**15:  # a share of the vocabulary
+        return Many(128, rows=128, columns=128, splits=1, num_warps=8, num_stages=3)
+    return Many(128, rows=64, columns=128, splits=1, num_warps=4, num_stages=4)
 
 
 def many_linear(
@@ -78,27 +87,17 @@ def many_linear(
     """
     num_rows, size = x_MK.shape
     num_outputs = weight_NK.shape[0] // 2 if gate else weight_NK.shape[0]
-    part, splits = shares(size, setting.splits, setting.columns)
-    if splits == 1:
-        y = empty_rows(num_rows, num_outputs, dtype=x_MK.dtype, device=x_MK.device)
-    else:
-        assert not gate
-        assert bias_N is None
-        y = torch.empty((splits, num_rows, num_outputs), dtype=torch.float32, device=x_MK.device)
-    x = described(x_MK, setting.tokens, setting.columns)
+    may_split = bias_N is None and not gate
+    y, part = shared(x_MK, num_outputs, setting.splits, setting.columns, may_split=may_split)
+    shape = [rows_in_tiles(x_MK, setting.tokens), size]
+    x = TensorDescriptor(x_MK, shape, list(x_MK.stride()), [setting.tokens, setting.columns])
     weight = TensorDescriptor.from_tensor(weight_NK, [setting.rows, setting.columns])
-    _many[(triton.cdiv(num_rows, setting.tokens), triton.cdiv(num_outputs, setting.rows), splits)](
+    _many[(triton.cdiv(num_rows, setting.tokens), triton.cdiv(num_outputs, setting.rows), triton.cdiv(size, part))](
         x, weight, bias_N, y, num_rows, num_outputs, part, GATE=gate, BIAS=bias_N is not None, M=setting.tokens,
         ROWS=setting.rows, COLUMNS=setting.columns, num_warps=setting.num_warps, num_stages=setting.num_stages,
         **overlap(x_MK),
     )  # fmt: skip
     return y
-
-
-def described(x_MK: torch.Tensor, rows: int, columns: int) -> TensorDescriptor:
-    """x for kernels that take it in tiles of `rows` by `columns`, which may have what lies behind x's own rows."""
-    num_rows = min(triton.cdiv(len(x_MK), rows) * rows, rows_in_memory(x_MK))
-    return TensorDescriptor(x_MK, [num_rows, x_MK.shape[1]], list(x_MK.stride()), [rows, columns])
 
 
 @triton.jit(do_not_specialize=["num_rows"])

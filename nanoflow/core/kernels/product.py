@@ -1,18 +1,30 @@
-"""What Triton's matrix products have in common: the loop over columns, and what becomes of the sums."""
+"""What Triton's matrix products have in common: how columns are shared, the loop over them, and what becomes of sums."""
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
 from nanoflow.core.kernels.gate import gated
+from nanoflow.core.kernels.memory import empty_rows
 
 
-def shares(size: int, splits: int, columns: int) -> tuple[int, int]:
-    """How to share `size` columns among up to `splits` programs that take `columns` at a time: how many each, and by
-    how many programs."""
+def shared(
+    x_MK: torch.Tensor, num_outputs: int, splits: int, columns: int, *, may_split: bool
+) -> tuple[torch.Tensor, int]:
+    """Where a product leaves its results, and how many columns of x each of its programs goes through.
+
+    These are [M, N] of x's dtype, or where up to `splits` programs, which take `columns` at a time, share a row's
+    columns, as many summands [C, M, N] in float32. Then the product must be one that `may_split`.
+    """
+    num_rows, size = x_MK.shape
     part = triton.cdiv(triton.cdiv(size, splits), columns) * columns
-    return part, triton.cdiv(size, part)
+    if part >= size:
+        return empty_rows(num_rows, num_outputs, dtype=x_MK.dtype, device=x_MK.device), part
+    assert may_split
+    shape = (triton.cdiv(size, part), num_rows, num_outputs)
+    return torch.empty(shape, dtype=torch.float32, device=x_MK.device), part
 
 
 @triton.jit

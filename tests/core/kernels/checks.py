@@ -201,7 +201,9 @@ def check_tile(
     rows: int, outputs: int, size: int, gated: bool, bias: bool, setting: linear.Tile | many_rows.Many,
     dtype: torch.dtype, device: str,
 ) -> None:  # fmt: skip
-    x = strided(rows, size, dtype=dtype, device=device, seed=1)
+    """Behind the rows of x is memory with NaN in it."""
+    behind = torch.full((rows + setting.tokens, size + 16), torch.nan, dtype=dtype, device=device)
+    x = behind[:rows, :size].copy_(random(rows, size, dtype=dtype, device=device, seed=1))
     weight = strided(outputs, size, dtype=dtype, device=device, seed=2) / size**0.5
     b = random(outputs, dtype=dtype, device=device, seed=3) if bias else None
     poison(device)
