@@ -1,4 +1,4 @@
-"""What Triton's matrix products have in common: how columns are shared, the loop over them, and what becomes of sums."""
+"""What Triton's matrix products have in common: how columns are shared, the loop over them, what becomes of sums."""
 
 from __future__ import annotations
 
