@@ -31,8 +31,8 @@ from nanoflow.core.kernels import linear
 from nanoflow.core.kernels.filters import thresholds
 from nanoflow.core.kernels.gate import silu_mul
 from nanoflow.core.kernels.linear import Tile, Vector
-from nanoflow.core.kernels.many_rows import Many
 from nanoflow.core.kernels.norm import add_rms_norm
+from nanoflow.core.kernels.product import Tiling
 from nanoflow.core.kernels.rotary import norm_rotate_store
 from nanoflow.core.kernels.sampling import draw
 from nanoflow.core.layers import apply_rotary
@@ -71,7 +71,7 @@ TILES = {  # for x of so many rows: tokens, rows, columns, warps, stages
         (128, 128, 64, 4, 6), (128, 128, 64, 8, 4), (128, 128, 128, 8, 3), (128, 256, 64, 8, 3), (256, 128, 64, 8, 3),
     ),
 }  # fmt: skip
-Settings = dict[tuple[int, int, int], Vector | Tile | Many | None]  # by outputs, size and rows of x; None is cuBLAS
+Settings = dict[tuple[int, int, int], Vector | Tiling | None]  # by outputs, size and rows of x; None is cuBLAS
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Product:
         for (*shape, warps, stages), splits, ahead in itertools.product(TILES[rows], (1, 2, 4), (False, True)):
             if splits == 1 or (self.may_split and self.size >= splits * shape[-1]):
                 how = (*shape, splits, warps, stages)
-                found.append(Many(*how) if rows > 64 else Tile(*how, ahead))
+                found.append(Tiling(*how) if rows > 64 else Tile(*how, ahead))
         return list(dict.fromkeys(found))
 
 
@@ -442,13 +442,13 @@ def use(settings: Settings) -> None:
             key = (num_outputs, size, next((rows for rows in TUNED_ROWS if rows >= num_rows), num_rows))
             if key not in settings:
                 return own(num_rows, num_outputs, size, **options)
-            return settings[key] if isinstance(settings[key], kind) else None
+            return settings[key] if type(settings[key]) is kind else None
 
         return setting
 
     linear.vector_setting = vector_setting
     linear.tile_setting = several_rows(linear.tile_setting, Tile)
-    linear.many_setting = several_rows(linear.many_setting, Many)
+    linear.many_setting = several_rows(linear.many_setting, Tiling)
 
 
 if __name__ == "__main__":

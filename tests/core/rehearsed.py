@@ -17,8 +17,9 @@ from nanoflow.core import build
 from nanoflow.core.config import Config, EngineConfig, PluginChoice
 from nanoflow.core.imagined import GPU, Kernel, imagined
 from nanoflow.core.kernels.gate import silu_mul
-from nanoflow.core.kernels.many_rows import Many, many_linear
+from nanoflow.core.kernels.many_rows import many_linear
 from nanoflow.core.kernels.norm import add_rms_norm
+from nanoflow.core.kernels.product import Tiling
 from nanoflow.core.parallel import ParallelContext
 from nanoflow.core.registry import Registry
 from nanoflow.core.rehearsal import rehearse, start_compiling
@@ -118,7 +119,7 @@ def launch(dtype: torch.dtype, offset: int = 0) -> None:
 def launch_with_descriptions(dtype: torch.dtype) -> None:
     """A kernel that takes tensors described for the GPU, instead of pointers."""
     x, weight = (torch.empty(rows, 128, dtype=dtype, device=DEVICE) for rows in (70, 64))
-    many_linear(x, weight, None, Many(64, rows=32, columns=64, splits=1, num_warps=4, num_stages=2))
+    many_linear(x, weight, None, Tiling(64, rows=32, columns=64, splits=1, num_warps=4, num_stages=2))
 
 
 def test_types_and_alignments_make_kernels() -> None:

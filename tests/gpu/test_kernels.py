@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from nanoflow.core.interfaces import ModelContext
 from nanoflow.core.kernels.few_rows import Few
 from nanoflow.core.kernels.linear import Tile, Vector
-from nanoflow.core.kernels.many_rows import Many
+from nanoflow.core.kernels.product import Tiling
 from nanoflow.core.layers import Embedding, Experts, GatedLinear, Linear, RMSNorm
 from nanoflow.core.sampler import Filters, sample
 from tests.core.kernels import checks
@@ -76,23 +76,23 @@ def test_few_rows(rows: int, outputs: int, size: int, gated: bool, normed: bool,
         checks.check_few(rows, outputs, size, gated, normed, not gated, Few(*values), dtype, "cuda")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 65, 128, 200])
-@pytest.mark.parametrize(
+tiled = pytest.mark.parametrize(
     ("outputs", "size", "splits", "gated"),
     [(4096, 1024, 1, False), (6140, 1024, 1, True), (1024, 3072, 4, False), (1000, 2048, 3, False)],
 )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 65, 128, 200])
+@tiled
 def test_many(rows: int, outputs: int, size: int, splits: int, gated: bool, dtype: torch.dtype) -> None:
     for values in ((64, 32, 64, splits, 4, 4), (64, 32, 256, splits, 4, 2), (128, 64, 128, splits, 8, 3)):
-        checks.check_tile(rows, outputs, size, gated, splits == 1, Many(*values), dtype, "cuda")
+        checks.check_tile(rows, outputs, size, gated, splits == 1, Tiling(*values), dtype, "cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rows", [2, 16, 33, 64])
-@pytest.mark.parametrize(
-    ("outputs", "size", "splits", "gated"),
-    [(4096, 1024, 1, False), (6140, 1024, 1, True), (1024, 3072, 4, False), (1000, 2048, 3, False)],
-)
+@tiled
 def test_tile(rows: int, outputs: int, size: int, splits: int, gated: bool, dtype: torch.dtype) -> None:
     for values in ((16, 16, 256, splits, 2, 3), (64, 32, 128, splits, 4, 4), (64, 64, 64, splits, 4, 4)):
         checks.check_tile(rows, outputs, size, gated, splits == 1, Tile(*values), dtype, "cuda")

@@ -24,9 +24,7 @@ from nanoflow.core.kernels.gate import silu_mul
 from nanoflow.core.kernels.launch import has_room, let_next_start, overlap, prefetch, wait_for_previous
 from nanoflow.core.kernels.many_rows import many_linear, many_setting
 from nanoflow.core.kernels.memory import rows_in_tiles
-from nanoflow.core.kernels.product import finished, product, shared
-
-HEAD = 2**15  # outputs, or more, are taken for a share of the vocabulary
+from nanoflow.core.kernels.product import HEAD, LARGE, Tiling, cut, finished, product
 
 
 @dataclass(frozen=True)
@@ -39,24 +37,13 @@ class Vector:
 
 
 @dataclass(frozen=True)
-class Tile:
+class Tile(Tiling):
     """How to run the kernel for a few rows.
 
     Attributes:
-        tokens: rows of x a program, a power of two from 16 on; from 64 on, Hopper's own matrix instructions are used.
-        rows: of W a program, at least 16.
-        columns: of them at a time.
-        splits: programs that share the columns of a row; more than one leave a summand each.
-        num_stages: of the pipeline of loads.
         ahead: whether a program asks for its part of W before the kernel before has ended.
     """
 
-    tokens: int
-    rows: int
-    columns: int
-    splits: int
-    num_warps: int
-    num_stages: int
     ahead: bool = False
 
 
@@ -70,18 +57,16 @@ def linear(
     """
     num_rows, size = x_MK.shape
     if x_MK.dtype.itemsize == 2 and num_rows > 0 and size % 16 == 0:
-        if num_rows == 1:
-            vector = vector_setting(weight_NK.shape[0], size, gate=gate, normed=False)
-            return vector_linear(x_MK, weight_NK, bias_N, vector, gate=gate)
         may_split = may_split and bias_N is None and not gate
         if (y := _in_one_go(x_MK, weight_NK, bias_N, gate=gate, may_split=may_split)) is not None:
             return y
-        many = many_setting(num_rows, weight_NK.shape[0], size, gate=gate, may_split=may_split)
-        if many is not None and has_room(x_MK.device) and rows_in_tiles(x_MK, many.tokens) % many.tokens == 0:
-            return many_linear(x_MK, weight_NK, bias_N, many, gate=gate)
-        tile = tile_setting(num_rows, weight_NK.shape[0], size, gate=gate, may_split=may_split)
-        if tile is not None and has_room(x_MK.device):
-            return tile_linear(x_MK, weight_NK, bias_N, tile, gate=gate)
+        if has_room(x_MK.device):
+            many = many_setting(num_rows, weight_NK.shape[0], size, gate=gate, may_split=may_split)
+            if many is not None and rows_in_tiles(x_MK, many.tokens) % many.tokens == 0:
+                return many_linear(x_MK, weight_NK, bias_N, many, gate=gate)
+            tile = tile_setting(num_rows, weight_NK.shape[0], size, gate=gate, may_split=may_split)
+            if tile is not None:
+                return tile_linear(x_MK, weight_NK, bias_N, tile, gate=gate)
     y = F.linear(x_MK, weight_NK, bias_N)
     return silu_mul(y) if gate else y
 
@@ -91,33 +76,28 @@ def normed_linear(
     gate: bool,
 ) -> torch.Tensor | None:  # fmt: skip
     """`linear` of x's RMS norm in one kernel; None where two kernels are faster."""
-    num_rows, size = x_MK.shape
-    norm = (norm_K, eps)
-    if num_rows == 1 and x_MK.dtype.itemsize == 2 and size % 16 == 0:
-        setting = vector_setting(weight_NK.shape[0], size, gate=gate, normed=True)
-        return vector_linear(x_MK, weight_NK, bias_N, setting, gate=gate, norm=norm)
-    # Not in float16, where x times the norm's weight, which comes before its scale, may be too large.
-    return _in_one_go(x_MK, weight_NK, bias_N, gate=gate, norm=norm) if x_MK.dtype == torch.bfloat16 else None
+    # Several rows not in float16, where x times the norm's weight, which comes before its scale, may be too large.
+    if x_MK.dtype == torch.bfloat16 or (x_MK.dtype == torch.float16 and len(x_MK) == 1):
+        return _in_one_go(x_MK, weight_NK, bias_N, gate=gate, norm=(norm_K, eps))
+    return None
 
 
 def added_linear(
     x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, residual_MN: torch.Tensor
 ) -> torch.Tensor | None:
     """`linear` added to the residual, in its place, in one kernel; None where two kernels are faster."""
-    num_rows, size = x_MK.shape
-    if x_MK.dtype.itemsize != 2:
-        return None
-    if num_rows == 1 and size % 16 == 0:
-        setting = vector_setting(weight_NK.shape[0], size, gate=False, normed=False)
-        return vector_linear(x_MK, weight_NK, bias_N, setting, residual_MN=residual_MN)
-    return _in_one_go(x_MK, weight_NK, bias_N, residual_MN=residual_MN)
+    return _in_one_go(x_MK, weight_NK, bias_N, residual_MN=residual_MN) if x_MK.dtype.itemsize == 2 else None
 
 
 def _in_one_go(
     x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, *, gate: bool = False,
     norm: tuple[torch.Tensor, float] | None = None, residual_MN: torch.Tensor | None = None, may_split: bool = False,
 ) -> torch.Tensor | None:  # fmt: skip
-    """As `few_linear`; None where other kernels are faster."""
+    """As `vector_linear` for one row and `few_linear` for several; None where other kernels are faster."""
+    num_outputs, size = weight_NK.shape
+    if len(x_MK) == 1 and size % 16 == 0:
+        vector = vector_setting(num_outputs, size, gate=gate, normed=norm is not None)
+        return vector_linear(x_MK, weight_NK, bias_N, vector, gate=gate, norm=norm, residual_MN=residual_MN)
     setting = few_setting(len(x_MK), *weight_NK.shape, gate=gate, add=residual_MN is not None, may_split=may_split)
     if setting is None or not has_room(x_MK.device):
         return None
@@ -153,7 +133,7 @@ def tile_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_
     """
     if num_rows > 64:
         return None
-    is_large = num_outputs * size >= 2**24
+    is_large = num_outputs * size >= LARGE
     is_head = num_outputs >= HEAD and not gate
     tokens = max(16, triton.next_power_of_2(num_rows))
     if is_head:
@@ -214,19 +194,12 @@ def vector_linear(
 def tile_linear(
     x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, setting: Tile, *, gate: bool = False
 ) -> torch.Tensor:
-    """x Wᵀ + b for few rows: [M, N], or [M, N / 2] with `gate`.
-
-    With several splits, which go with neither gate nor bias, up to as many float32 summands [C, M, N]. x's and W's last
-    dims are contiguous.
-    """
+    """x Wᵀ + b for few rows, as `cut` has it. x's and W's last dims are contiguous."""
     num_rows, size = x_MK.shape
-    num_outputs = weight_NK.shape[0] // 2 if gate else weight_NK.shape[0]
-    may_split = bias_N is None and not gate
-    y, part = shared(x_MK, num_outputs, setting.splits, setting.columns, may_split=may_split)
-    splits = triton.cdiv(size, part)
-    _tile[(triton.cdiv(num_rows, setting.tokens), triton.cdiv(num_outputs, setting.rows), splits)](
-        x_MK, weight_NK, bias_N, y, num_rows, num_outputs, size, part, x_MK.stride(0), weight_NK.stride(0),
-        GATE=gate, BIAS=bias_N is not None, EVEN=size == splits * part, M=setting.tokens, ROWS=setting.rows,
+    y, part, grid = cut(x_MK, weight_NK, bias_N, setting, gate=gate)
+    _tile[grid](
+        x_MK, weight_NK, bias_N, y, num_rows, y.shape[-1], size, part, x_MK.stride(0), weight_NK.stride(0),
+        GATE=gate, BIAS=bias_N is not None, EVEN=size % part == 0, M=setting.tokens, ROWS=setting.rows,
         COLUMNS=setting.columns, AHEAD=min(4096, triton.next_power_of_2(part)) if setting.ahead else 0,
         num_warps=setting.num_warps, num_stages=setting.num_stages, **overlap(x_MK),
     )  # fmt: skip

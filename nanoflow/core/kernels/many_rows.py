@@ -8,8 +8,6 @@ than a full one, so x is described with the rows that its memory has behind it, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
@@ -17,84 +15,57 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from nanoflow.core.kernels.launch import begin, overlap
 from nanoflow.core.kernels.memory import rows_in_tiles
-from nanoflow.core.kernels.product import finished, shared
+from nanoflow.core.kernels.product import HEAD, LARGE, Tiling, cut, finished
 
 MOST_ROWS = 256  # beyond, cuBLAS is faster
 
 
-@dataclass(frozen=True)
-class Many:
-    """How to run the kernel.
-
-    Attributes:
-        tokens: rows of x a program, a power of two.
-        rows: of W a program.
-        columns: of both at a time.
-        splits: programs that share the columns of a row; more than one leave a summand each.
-        num_stages: of the pipeline of loads.
-    """
-
-    tokens: int
-    rows: int
-    columns: int
-    splits: int
-    num_warps: int
-    num_stages: int
-
-
-def many_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_split: bool) -> Many | None:
+def many_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_split: bool) -> Tiling | None:
     """What was fastest on an H100 at the shapes of Qwen3 0.6B to 8B, inside a whole step; None stands for cuBLAS."""
     if not 64 < num_rows <= MOST_ROWS or size % 64:
         return None
-    if num_outputs * size >= 2**24:
+    if num_outputs * size >= LARGE:
         return None if num_rows > 128 or may_split else _large(num_outputs, gate)
     if may_split:
         if num_outputs > (2048 if num_rows <= 128 else 1024):
             return None
         splits = 2 if num_outputs <= 1024 else 1
         if num_rows > 128:
-            return Many(64, rows=64, columns=128, splits=splits, num_warps=4, num_stages=4)
-        return Many(64, rows=32, columns=256, splits=splits, num_warps=4, num_stages=4)
+            return Tiling(64, rows=64, columns=128, splits=splits, num_warps=4, num_stages=4)
+        return Tiling(64, rows=32, columns=256, splits=splits, num_warps=4, num_stages=4)
     if gate:
         if size > 1024:
             return None
         if num_rows > 128:
-            return Many(64, rows=32, columns=64, splits=1, num_warps=4, num_stages=4)
-        return Many(64, rows=64, columns=128, splits=1, num_warps=4, num_stages=4)
+            return Tiling(64, rows=32, columns=64, splits=1, num_warps=4, num_stages=4)
+        return Tiling(64, rows=64, columns=128, splits=1, num_warps=4, num_stages=4)
     if size > 2048:
         return None
     if num_rows > 128:
-        return Many(64, rows=128, columns=128, splits=1, num_warps=4, num_stages=4)
-    return Many(64, rows=64, columns=128, splits=1, num_warps=4, num_stages=6)
+        return Tiling(64, rows=128, columns=128, splits=1, num_warps=4, num_stages=4)
+    return Tiling(64, rows=64, columns=128, splits=1, num_warps=4, num_stages=6)
 
 
-def _large(num_outputs: int, gate: bool) -> Many | None:
+def _large(num_outputs: int, gate: bool) -> Tiling | None:
     """The same for up to 128 rows and tens of megabytes of weights, such as those of 8B."""
     if gate:
-        return Many(128, rows=32, columns=64, splits=1, num_warps=4, num_stages=3) if num_outputs >= 12288 else None
-    if num_outputs >= 2**15:  # a share of the vocabulary
-        return Many(128, rows=128, columns=128, splits=1, num_warps=8, num_stages=3)
-    return Many(128, rows=64, columns=128, splits=1, num_warps=4, num_stages=4)
+        return Tiling(128, rows=32, columns=64, splits=1, num_warps=4, num_stages=3) if num_outputs >= 12288 else None
+    if num_outputs >= HEAD:
+        return Tiling(128, rows=128, columns=128, splits=1, num_warps=8, num_stages=3)
+    return Tiling(128, rows=64, columns=128, splits=1, num_warps=4, num_stages=4)
 
 
 def many_linear(
-    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, setting: Many, *, gate: bool = False
+    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, tiling: Tiling, *, gate: bool = False
 ) -> torch.Tensor:
-    """x Wᵀ + b: [M, N], or with `gate`, silu(y[:, : N / 2]) * y[:, N / 2 :].
-
-    With several splits, which go with neither gate nor bias, up to as many float32 summands [C, M, N]. Rows of x and W
-    begin at multiples of 16 bytes, and their last dims are contiguous.
-    """
-    num_rows, size = x_MK.shape
-    num_outputs = weight_NK.shape[0] // 2 if gate else weight_NK.shape[0]
-    may_split = bias_N is None and not gate
-    y, part = shared(x_MK, num_outputs, setting.splits, setting.columns, may_split=may_split)
-    shape = [rows_in_tiles(x_MK, setting.tokens), size]
-    x = TensorDescriptor(x_MK, shape, list(x_MK.stride()), [setting.tokens, setting.columns])
-    weight = TensorDescriptor.from_tensor(weight_NK, [setting.rows, setting.columns])
-    _many[(triton.cdiv(num_rows, setting.tokens), triton.cdiv(num_outputs, setting.rows), triton.cdiv(size, part))](
-        x, weight, bias_N, y, num_rows, num_outputs, part, GATE=gate, BIAS=bias_N is not None, M=setting.tokens,
-        ROWS=setting.rows, COLUMNS=setting.columns, num_warps=setting.num_warps, num_stages=setting.num_stages,
+    """x Wᵀ + b, as `cut` has it. Rows of x and W begin at multiples of 16 bytes; their last dims are contiguous."""
+    y, part, grid = cut(x_MK, weight_NK, bias_N, tiling, gate=gate)
+    shape = [rows_in_tiles(x_MK, tiling.tokens), x_MK.shape[1]]
+    x = TensorDescriptor(x_MK, shape, list(x_MK.stride()), [tiling.tokens, tiling.columns])
+    weight = TensorDescriptor.from_tensor(weight_NK, [tiling.rows, tiling.columns])
+    _many[grid](
+        x, weight, bias_N, y, len(x_MK), y.shape[-1], part, GATE=gate, BIAS=bias_N is not None, M=tiling.tokens,
+        ROWS=tiling.rows, COLUMNS=tiling.columns, num_warps=tiling.num_warps, num_stages=tiling.num_stages,
         **overlap(x_MK),
     )  # fmt: skip
     return y

@@ -1,6 +1,8 @@
-"""What Triton's matrix products have in common: how columns are shared, the loop over them, what becomes of sums."""
+"""What Triton's matrix products have in common: how they are cut, the loop over columns, what becomes of the sums."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -9,22 +11,49 @@ import triton.language as tl
 from nanoflow.core.kernels.gate import gated
 from nanoflow.core.kernels.memory import empty_rows
 
+HEAD = 2**15  # outputs, or more, are taken for a share of the vocabulary
+LARGE = 2**24  # weights, or more, as the products of 8B have
 
-def shared(
-    x_MK: torch.Tensor, num_outputs: int, splits: int, columns: int, *, may_split: bool
-) -> tuple[torch.Tensor, int]:
-    """Where a product leaves its results, and how many columns of x each of its programs goes through.
 
-    These are [M, N] of x's dtype, or where up to `splits` programs, which take `columns` at a time, share a row's
-    columns, as many summands [C, M, N] in float32. Then the product must be one that `may_split`.
+@dataclass(frozen=True)
+class Tiling:
+    """How a product is cut into programs.
+
+    Attributes:
+        tokens: rows of x a program, a power of two from 16 on; from 64 on, Hopper's own matrix instructions are used.
+        rows: of W a program, at least 16.
+        columns: of both at a time.
+        splits: programs that share the columns of a row; more than one leave a summand each.
+        num_stages: of the pipeline of loads.
+    """
+
+    tokens: int
+    rows: int
+    columns: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+
+def cut(
+    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, tiling: Tiling, *, gate: bool
+) -> tuple[torch.Tensor, int, tuple[int, int, int]]:
+    """Where x Wᵀ + b is left, how many columns of x a program goes through, and the programs by what they differ in.
+
+    The result is [M, N] of x's dtype, or [M, N / 2] with `gate`. Programs that share the columns of a row leave as many
+    summands [C, M, N] in float32; that goes with neither gate nor bias.
     """
     num_rows, size = x_MK.shape
-    part = triton.cdiv(triton.cdiv(size, splits), columns) * columns
-    if part >= size:
-        return empty_rows(num_rows, num_outputs, dtype=x_MK.dtype, device=x_MK.device), part
-    assert may_split
-    shape = (triton.cdiv(size, part), num_rows, num_outputs)
-    return torch.empty(shape, dtype=torch.float32, device=x_MK.device), part
+    num_outputs = weight_NK.shape[0] // 2 if gate else weight_NK.shape[0]
+    part = triton.cdiv(triton.cdiv(size, tiling.splits), tiling.columns) * tiling.columns
+    splits = triton.cdiv(size, part)
+    if splits == 1:
+        y = empty_rows(num_rows, num_outputs, dtype=x_MK.dtype, device=x_MK.device)
+    else:
+        assert not gate
+        assert bias_N is None
+        y = torch.empty((splits, num_rows, num_outputs), dtype=torch.float32, device=x_MK.device)
+    return y, part, (triton.cdiv(num_rows, tiling.tokens), triton.cdiv(num_outputs, tiling.rows), splits)
 
 
 @triton.jit

@@ -17,6 +17,7 @@ from nanoflow.core.kernels import logits as kernels_logits
 from nanoflow.core.kernels import rows as kernels_rows
 from nanoflow.core.kernels.embedding import look_up
 from nanoflow.core.kernels.filters import thresholds
+from nanoflow.core.kernels.product import Tiling
 from nanoflow.core.layers import apply_rotary
 from nanoflow.core.layers.experts import mix_experts, route
 from nanoflow.core.logits import adjust
@@ -198,7 +199,7 @@ def check_few(
 
 
 def check_tile(
-    rows: int, outputs: int, size: int, gated: bool, bias: bool, setting: linear.Tile | many_rows.Many,
+    rows: int, outputs: int, size: int, gated: bool, bias: bool, setting: Tiling,
     dtype: torch.dtype, device: str,
 ) -> None:  # fmt: skip
     """Behind the rows of x is memory with NaN in it."""

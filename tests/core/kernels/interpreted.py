@@ -15,12 +15,12 @@ from nanoflow.core.kernels import ranks
 from nanoflow.core.kernels.experts import GroupedTile
 from nanoflow.core.kernels.few_rows import Few
 from nanoflow.core.kernels.linear import Tile, Vector
-from nanoflow.core.kernels.many_rows import Many
+from nanoflow.core.kernels.product import Tiling
 from tests.core.kernels import checks
 
 DTYPES = [torch.float32, torch.bfloat16]
 TILE = Tile(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
-MANY = Many(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
+MANY = Tiling(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
