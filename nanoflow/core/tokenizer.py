@@ -31,10 +31,16 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+            # Without the last one, transformers asks on standard input whether to run code that the checkpoint brings.
+            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         except Exception as error:
+            if "trust_remote_code" in str(error):
+                raise CheckpointError(
+                    f"The tokenizer in {folder} needs code that the checkpoint brings, which is never run; "
+                    f"use a checkpoint with a tokenizer that transformers knows."
+                ) from None
             raise CheckpointError(
-                f"The tokenizer in {folder} can't be loaded ({type(error).__name__}: {error})."
+                f"The tokenizer in {folder} can't be loaded ({type(error).__name__}: {' '.join(str(error).split())})."
             ) from error
 
     @property

@@ -78,7 +78,8 @@ def oracle_of(folder: Path) -> Any:
     """The checkpoint as transformers' model, in float32 with attention written out."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    options = {"dtype": torch.float32, "attn_implementation": "eager", "trust_remote_code": False}
+    return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
 
 
 def make_reference(folder: Path, plan: tuple[tuple[int, int], ...] = PLAN, seed: int = 1) -> Reference:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import json
+import sys
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +15,9 @@ from hypothesis import strategies as st
 
 from nanoflow.core.errors import CheckpointError, RequestError
 from nanoflow.core.tokenizer import REPLACEMENT, IncrementalDetokenizer, Tokenizer
+from nanoflow.testing.checkpoints import edit_json
 from tests.core.scripted import byte_level, sentencepiece_like
+from tests.core.sentences import raises_sentence
 
 # Any text that UTF-8 can hold, with plenty of characters of several bytes.
 TEXT = st.text(
@@ -118,3 +124,25 @@ def test_chat_template_that_refuses() -> None:
     hf.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(RequestError, match="roles must alternate"):
         Tokenizer(hf).render_chat([{"role": "user", "content": "hi"}])
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "unheard-of"])
+def test_code_of_a_checkpoint_never_runs(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is asked whether it may, either: what standard input holds are prompts."""
+    byte_level().save_pretrained(tmp_path)
+    marker = tmp_path / "ran"
+    evil = f"open({str(marker)!r}, 'w').close()\nclass Evil:\n    pass\n"
+    (tmp_path / "evil.py").write_text(evil)
+    theirs = {name: "evil.Evil" for name in ("AutoConfig", "AutoModelForCausalLM")}
+    config = {"model_type": model_type, "auto_map": {**theirs, "AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    edit_json(
+        tmp_path / "tokenizer_config.json",
+        lambda values: values.update(tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]}),
+    )
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 5))
+    refused = raises_sentence(CheckpointError, "needs code that the checkpoint brings, which is never run")
+    with refused if model_type == "unheard-of" else nullcontext():
+        Tokenizer.load(tmp_path)
+    assert sys.stdin.read() == "y\n" * 5
+    assert not marker.exists()
