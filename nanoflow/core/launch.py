@@ -60,10 +60,12 @@ def end_process(code: int) -> NoReturn:
 
 
 def _start_workers(config: Config, size: int) -> Leader:
-    """Rank 0 of ranks on this host. The store picks a free port, which is known only when it listens already."""
+    """Rank 0 of ranks on this host. Its store would listen on all interfaces, if it were not given a socket."""
     from torch.distributed import TCPStore
 
-    store = TCPStore(LOCALHOST, 0, size, is_master=True, wait_for_workers=False)
+    listener = socket.create_server((LOCALHOST, 0), backlog=size)
+    port, fd = listener.getsockname()[1], listener.detach()
+    store = TCPStore(LOCALHOST, port, size, is_master=True, wait_for_workers=False, master_listen_fd=fd)
     links, processes = [], []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     for _ in range(1, size):
@@ -76,7 +78,7 @@ def _start_workers(config: Config, size: int) -> Leader:
             processes.append(subprocess.Popen(command, pass_fds=fds, start_new_session=True, env=environment))
         links.append(Connection(ours.detach()))
     for rank, link in enumerate(links, 1):
-        link.send((config, rank, size, store.port))
+        link.send((config, rank, size, port))
     return Leader(store, links, processes)
 
 
@@ -89,7 +91,7 @@ def join_leader(link: Connection) -> tuple[Config, Follower]:
 
 
 def _join_torchrun(size: int) -> Team:
-    """Ranks that torchrun has started, which meet at its store."""
+    """Ranks that torchrun has started, which meet at its store. If all are on one host, rank 0 listens to it alone."""
     from torch.distributed import PrefixStore, TCPStore
 
     rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -97,17 +99,18 @@ def _join_torchrun(size: int) -> Team:
         raise ConfigError(
             f"engine.tensor_parallel_size is {size}, but torchrun started {world_size} processes; make them equal."
         )
+    one_host = os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     torchrun_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     whole = TCPStore(*address, size, is_master=rank == 0 and not torchrun_store, wait_for_workers=False)
     store = PrefixStore(f"nanoflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", whole)
     if rank:
         port, key = store.get("leader").decode().split(" ")
-        link = Client((address[0], int(port)), authkey=bytes.fromhex(key))
+        link = Client((LOCALHOST if one_host else address[0], int(port)), authkey=bytes.fromhex(key))
         link.send_bytes(b"%d" % rank)
         return Follower(ParallelContext(rank, size), store, link, local_rank)
     key = secrets.token_bytes(16)
-    with Listener(("", 0), backlog=size, authkey=key) as listener:
+    with Listener((LOCALHOST if one_host else "", 0), backlog=size, authkey=key) as listener:
         store.set("leader", f"{listener.address[1]} {key.hex()}")
         arrived = [listener.accept() for _ in range(size - 1)]
     links = {int(link.recv_bytes()): link for link in arrived}

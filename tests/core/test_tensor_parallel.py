@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,24 @@ def test_chunks_preemption_and_overlap(oracle: Oracle, pair: LLM) -> None:
     check(pair, oracle("plain"), order=[12, 12, 13])
     assert pair.stats.num_hit_tokens > 0
     assert pair.describe()["device"].startswith("2 x cpu")
+
+
+def test_only_this_host_can_connect(pair: LLM) -> None:
+    """The ranks' store asks nobody who they are."""
+    found = [address for pid in (os.getpid(), *pids(pair)) for address in listening(pid)]
+    assert found
+    assert set(found) == {"0100007F"}  # 127.0.0.1
+
+
+def listening(pid: int) -> list[str]:
+    """Addresses, in hexadecimal, at which a process waits for connections."""
+    inodes = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            inodes.add(os.readlink(fd).removeprefix("socket:[").rstrip("]"))
+    tables = [Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables for line in table]
+    return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes]
 
 
 def test_sampling_is_that_of_one_rank(oracle: Oracle, pair: LLM) -> None:

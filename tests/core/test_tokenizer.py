@@ -133,8 +133,8 @@ def test_code_of_a_checkpoint_never_runs(model_type: str, tmp_path: Path, monkey
     marker = tmp_path / "ran"
     evil = f"open({str(marker)!r}, 'w').close()\nclass Evil:\n    pass\n"
     (tmp_path / "evil.py").write_text(evil)
-    theirs = {name: "evil.Evil" for name in ("AutoConfig", "AutoModelForCausalLM")}
-    config = {"model_type": model_type, "auto_map": {**theirs, "AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    theirs = {"AutoConfig": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    config = {"model_type": model_type, "auto_map": theirs}
     (tmp_path / "config.json").write_text(json.dumps(config))
     edit_json(
         tmp_path / "tokenizer_config.json",
