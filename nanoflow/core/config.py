@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
-from nanoflow.core.errors import ConfigError
+from nanoflow.core.errors import ConfigError, shown
 
 BUNDLED_CHECKPOINT = "bard"
 ROLES = ("model", "attention", "scheduler", "block_manager")
@@ -29,7 +29,7 @@ def option(default: Any, help: str) -> Any:
 def require(condition: bool, name: str, value: object, expected: str) -> None:
     """Raise `ConfigError` naming the option, its value and what would be right, unless `condition` holds."""
     if not condition:
-        raise ConfigError(f"{name} must be {expected}, got {value!r}.")
+        raise ConfigError(f"{name} must be {expected}, got {shown(value)}.")
 
 
 def is_int(value: object) -> bool:
@@ -38,8 +38,11 @@ def is_int(value: object) -> bool:
 
 
 def is_number(value: object) -> bool:
-    """Whether `value` is a finite real number; NaN, infinities and `True` are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether `value` is a finite real number; NaN, infinities, integers that no float can hold and `True` are not."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 class RequestOutputKind(str, Enum):
@@ -172,7 +175,7 @@ class SamplingParams:
                 self.max_tokens, "an integer >= 1, or None for as many as fit")  # fmt: skip
         require(is_int(self.min_tokens) and self.min_tokens >= 0, "min_tokens", self.min_tokens, "an integer >= 0")
         require(self.max_tokens is None or self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens,
-                f"at most max_tokens ({self.max_tokens})")  # fmt: skip
+                f"at most max_tokens ({shown(self.max_tokens)})")  # fmt: skip
         require(_list_of(self.stop, lambda s: isinstance(s, str) and s != ""), "stop", self.stop,
                 "a non-empty string or a list of them")  # fmt: skip
         require(_list_of(self.stop_token_ids, lambda i: is_int(i) and i >= 0), "stop_token_ids", self.stop_token_ids,

@@ -11,7 +11,7 @@ from dataclasses import replace
 import xxhash
 
 from nanoflow.core.config import RequestOutputKind, SamplingParams
-from nanoflow.core.errors import NanoflowError, RequestError
+from nanoflow.core.errors import NanoflowError, RequestError, one_line, shown
 from nanoflow.core.interfaces import BlockManager, Scheduler
 from nanoflow.core.request import Renderer, Request, Update
 from nanoflow.core.runner import ModelRunner, PendingStep
@@ -145,12 +145,18 @@ class Engine:
             raise RequestError("Stop strings need a tokenizer, and the checkpoint has none; use stop_token_ids.")
         if params.bad_words and self.tokenizer is None:
             raise RequestError("bad_words need a tokenizer, and the checkpoint has none; use logit_bias.")
-        if params.allowed_token_ids:
-            self._check_allowed(params)
-        if params.structured_outputs is not None:
-            self.grammars.check(params.structured_outputs)
         room = self.max_model_len - length
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        if params.min_tokens > max_tokens:
+            raise RequestError(
+                f"min_tokens must be at most {max_tokens}, which is what max_model_len ({self.max_model_len}) leaves "
+                f"for the output of a prompt of {length} tokens, got {shown(params.min_tokens)}."
+            )
+        if params.allowed_token_ids:
+            self._check_allowed(params)
+        self._bad_words(params)
+        if params.structured_outputs is not None:
+            self.grammars.check(params.structured_outputs)
         # The last token is sampled and never computed, so it needs no place in the cache.
         size, needed = self.block_manager.block_size, length + max_tokens - 1
         if -(-needed // size) > self.block_manager.num_blocks:
@@ -194,7 +200,8 @@ class Engine:
         for token_id in token_ids:
             if not 0 <= token_id < self.vocab_size:
                 raise RequestError(
-                    f"{where}Token id {token_id} is not in the vocabulary; ids go from 0 to {self.vocab_size - 1}."
+                    f"{where}Token id {shown(token_id)} is not in the vocabulary; "
+                    f"ids go from 0 to {self.vocab_size - 1}."
                 )
 
     def abort(self, request_id: str) -> RequestOutput | None:

@@ -59,10 +59,7 @@ class Tokenizer:
         Raises:
             RequestError: the text is not valid Unicode.
         """
-        try:
-            return self.hf.encode(text, add_special_tokens=add_special_tokens)
-        except (TypeError, UnicodeError):
-            raise RequestError(f"The prompt {text!r:.60} is not valid Unicode; leave out lone surrogates.") from None
+        return self._encode("The prompt", text, add_special_tokens)
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
@@ -75,10 +72,14 @@ class Tokenizer:
         return self.token_texts[token_id]
 
     def word_token_ids(self, words: Iterable[str]) -> list[list[int]]:
-        """Token ids of each word as it is written at the beginning of a text and, if that differs, after a space."""
+        """Token ids of each word as it is written at the beginning of a text and, if that differs, after a space.
+
+        Raises:
+            RequestError: a word is not valid Unicode.
+        """
         result: list[list[int]] = []
         for word in words:
-            ways = [self.hf.encode(space + word.lstrip(), add_special_tokens=False) for space in ("", " ")]
+            ways = [self._encode("The bad word", space + word.lstrip(), False) for space in ("", " ")]
             result += ways[: 1 + (ways[0] != ways[1])]
         return result
 
@@ -120,7 +121,13 @@ class Tokenizer:
 
     def encode_chat(self, rendered: str) -> list[int]:
         """Token ids of a rendered conversation, whose special tokens the template has written already."""
-        return self.hf.encode(rendered, add_special_tokens=False)
+        return self._encode("The conversation", rendered, False)
+
+    def _encode(self, what: str, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            return self.hf.encode(text, add_special_tokens=add_special_tokens)
+        except (TypeError, UnicodeError):
+            raise RequestError(f"{what} {text!r:.60} is not valid Unicode; leave out lone surrogates.") from None
 
 
 class IncrementalDetokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from tests.core.checkpoints import MAX_MODEL_LEN, VOCAB_SIZE, Oracle
 from tests.core.running import check, engine_of, greedy, tokens
 from tests.core.scripted import byte_level, scripted_llm
 from tests.core.sentences import raises_sentence
+
+TOO_LONG = pytest.param(10**5000, id="10**5000")  # for Python to write it
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,32 @@ def test_smaller_max_model_len(folder: str, oracle: Oracle) -> None:
 def test_sampling_out_of_range(options: dict[str, Any], words: str) -> None:
     with raises_sentence(ConfigError, words):
         SamplingParams(**options)
+
+
+@pytest.mark.parametrize("min_tokens", [253, 2**63, 10**19, TOO_LONG])
+@pytest.mark.parametrize("is_bounded", [False, True])
+def test_more_tokens_at_least_than_there_is_room_for(llm: LLM, min_tokens: int, is_bounded: bool) -> None:
+    params = greedy(min_tokens if is_bounded else None, min_tokens=min_tokens)
+    with raises_sentence(RequestError, "min_tokens must be at most 252, ", "(256)", "a prompt of 4 tokens"):
+        run(llm, [[1] * 4], params)
+    assert len(run(llm, [[1] * 4], greedy(None, min_tokens=252))[0]) == 252
+
+
+@pytest.mark.parametrize("huge", [2**31, 2**63, 2**64, 10**400, TOO_LONG])
+def test_huge_numbers_are_refused_or_harmless(llm: LLM, huge: int) -> None:
+    for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"):
+        may_be = huge < 10**400 and name in ("temperature", "repetition_penalty")
+        with nullcontext() if may_be else raises_sentence(ConfigError, f"{name} must be a number"):
+            assert len(run(llm, [[1]], SamplingParams(**{name: huge, "max_tokens": 2}))[0]) == 2
+    for name in ("seed", "top_k", "priority", "logprobs", "prompt_logprobs", "prompt_logprobs_start", "max_tokens",
+                 "truncate_prompt_tokens"):  # fmt: skip
+        assert run(llm, [[1, 2]], SamplingParams(**{"max_tokens": 2, "prompt_logprobs": 0, name: huge}))[0]
+    assert run(llm, [[1]], SamplingParams(seed=-huge, priority=-huge, max_tokens=2))[0]
+    for options in ({"logit_bias": {huge: 1.0}}, {"stop_token_ids": [huge]}, {"allowed_token_ids": [huge]}):
+        with raises_sentence(RequestError, "is not in the vocabulary; ids go from 0 to 127."):
+            run(llm, [[1]], **options)
+    with raises_sentence(RequestError, "is not in the vocabulary; ids go from 0 to 127."):
+        run(llm, [[huge]])
 
 
 @pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE, 2**40, -(2**70)])
@@ -183,6 +212,14 @@ def test_text_without_a_tokenizer(llm: LLM) -> None:
 def test_text_that_is_no_unicode(talker: LLM) -> None:
     with raises_sentence(RequestError):
         run(talker, "half a surrogate pair: \ud83c")
+
+
+def test_words_that_are_no_unicode(talker: LLM) -> None:
+    for options in ({}, {"allowed_token_ids": [1]}):
+        with raises_sentence(RequestError, "The bad word '\\ud83c' is not valid Unicode; leave out lone surrogates."):
+            run(talker, "the", bad_words=["end", "\ud83c"], **options)
+    assert run(talker, "the", stop=["\ud83c"])  # which no text holds
+    assert not engine_of(talker).has_unfinished
 
 
 def test_ways_to_give_a_prompt(talker: LLM) -> None:
