@@ -17,7 +17,7 @@ from nanoflow.core.build import build_engine
 from nanoflow.core.config import Config, RequestOutputKind, SamplingParams
 from nanoflow.core.engine import Engine
 from nanoflow.core.engine_thread import EngineThread
-from nanoflow.core.errors import NanoflowError, RequestError
+from nanoflow.core.errors import NanoflowError, RequestError, one_line
 from nanoflow.core.options import config_from_options
 from nanoflow.core.prompts import Message, Prompt, encode, encode_chats
 from nanoflow.core.registry import Registry
@@ -150,7 +150,7 @@ class AsyncLLM:
         )
         self._open(name, stream)
         try:
-            self._thread.submit(partial(_add, name, token_ids, params, text))
+            self._thread.submit(partial(self._add, name, token_ids, params, text))
             while not stream.is_over:
                 yield await stream.next()
         finally:
@@ -194,6 +194,18 @@ class AsyncLLM:
         error.__cause__ = self._failure
         return error
 
+    # Called in the thread of the steps.
+
+    def _add(
+        self, name: str, token_ids: list[int], params: SamplingParams, text: str | None, engine: Engine
+    ) -> list[Update]:
+        """Queue a request. Whatever is wrong with it is told to its own reader: others go on."""
+        try:
+            engine.add_request(name, token_ids, params, text, params.output_kind)
+        except Exception as error:
+            self._post(self._take_refusal, name, error)
+        return []
+
     # Called in the outputs' thread.
 
     def _post_outputs(self, outputs: list[RequestOutput]) -> None:
@@ -222,6 +234,14 @@ class AsyncLLM:
                 if output.finished:
                     self._names.pop(stream.request_id, None)
         asyncio.get_running_loop().call_soon(seen.set)  # after the readers, who are in the queue already
+
+    def _take_refusal(self, name: str, error: Exception) -> None:
+        if not isinstance(error, NanoflowError):
+            refusal = RequestError(f"The request can't be served ({one_line(error)}); change it, or leave it out.")
+            refusal.__cause__ = error
+            error = refusal
+        if name in self._streams:
+            self._streams[name].fail(error)
 
     def _take_end(self) -> None:
         for stream in self._streams.values():
@@ -274,8 +294,3 @@ class Stream:
         if not self.outputs and self.error is None:
             self.news.clear()
         return output
-
-
-def _add(name: str, token_ids: list[int], params: SamplingParams, text: str | None, engine: Engine) -> list[Update]:
-    engine.add_request(name, token_ids, params, text, params.output_kind)
-    return []

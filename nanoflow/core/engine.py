@@ -114,14 +114,25 @@ class Engine:
         ]
         self.num_requests += 1
         request = self.requests[request_id] = Request(request_id, prompt, output_kind, sequences, self.tokenizer)
-        for index, sequence in enumerate(sequences):
-            self.owners[sequence.request_id] = request, index
-            if params.structured_outputs is None:
-                self.scheduler.add(sequence)
-            else:
-                self.compiling[sequence.request_id] = sequence, self.grammars.submit(params)
+        try:
+            for index, sequence in enumerate(sequences):
+                self.owners[sequence.request_id] = request, index
+                if params.structured_outputs is None:
+                    self.scheduler.add(sequence)
+                else:
+                    self.compiling[sequence.request_id] = sequence, self.grammars.submit(params)
+        except Exception:
+            self._withdraw(request)
+            raise
         if request.streams or params.stop:
             self.followed.update(names)
+
+    def _withdraw(self, request: Request) -> None:
+        """Forget a request some of whose sequences could not be added."""
+        del self.requests[request.request_id]
+        for sequence in request.sequences:
+            if self.owners.pop(sequence.request_id, None) and not self.compiling.pop(sequence.request_id, None):
+                self.scheduler.abort(sequence.request_id)
 
     def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
         """The most tokens that the request may generate.
@@ -314,8 +325,9 @@ class Engine:
             del self.compiling[request_id]
             try:
                 sequence.grammar = grammar.result()
-            except RequestError as error:
-                sequence.finish("error", str(error))
+            except Exception as error:
+                is_meant = isinstance(error, RequestError)
+                sequence.finish("error", str(error) if is_meant else f"The grammar can't be used ({one_line(error)}).")
                 request, index = self._end(sequence)
                 ended.append(request.update(index, []))
             else:

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from nanoflow import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams
+from nanoflow import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams, StructuredOutputsParams
 from nanoflow.core.engine import Engine
 from nanoflow.core.errors import NanoflowError, RequestError
+from nanoflow.core.types import Sequence
 from tests.core.running import greedy
 from tests.core.scripted import byte_level, scripted_config
 from tests.core.sentences import raises_sentence
@@ -182,6 +183,48 @@ def test_mistakes_harm_nobody_else(talker: AsyncLLM) -> None:
                 talker.chat([{"role": "user", "content": "hi"}])
             await talker.abort("nobody")
             assert [output async for output in stream][-1]["text"] == SAYING
+
+    run(test())
+
+
+def test_a_request_that_cannot_be_added_harms_nobody(talker: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever adding it raises, when `check_request` has found nothing."""
+
+    async def test() -> None:
+        async with talker:
+            good = asyncio.create_task(collect(talker, says()))
+            engine = engine_below(talker)
+            add = engine.scheduler.add
+
+            def refuse_the_last_of_three(sequence: Sequence) -> None:
+                if sequence.request_id.endswith("#2"):
+                    raise TypeError("what\nis that?")
+                add(sequence)
+
+            monkeypatch.setattr(engine.scheduler, "add", refuse_the_last_of_three)
+            with raises_sentence(RequestError, "The request can't be served (TypeError: what is that?)"):
+                await collect(talker, says(n=3), "bad")
+            with raises_sentence(RequestError, "The bad word '\\ud800' is not valid Unicode"):
+                await collect(talker, says(bad_words=["\ud800"]))
+            assert (await good)[-1]["text"] == SAYING
+            assert (await collect(talker, says(), "bad"))[-1]["text"] == SAYING
+            await blocks_are_free(talker)
+
+    run(test())
+
+
+def test_a_grammar_that_breaks_harms_nobody(talker: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with talker:
+            grammars = engine_below(talker).grammars
+            monkeypatch.setattr(grammars, "check", lambda _: None)
+            monkeypatch.setattr(grammars, "matcher", lambda _: 1 / 0)
+            good = asyncio.create_task(collect(talker, says()))
+            (output,) = await collect(talker, says(structured_outputs=StructuredOutputsParams(regex="a")))
+            assert output.outputs[0].finish_reason == "error"
+            assert output.outputs[0].stop_reason == "The grammar can't be used (ZeroDivisionError: division by zero)."
+            assert (await good)[-1]["text"] == SAYING
+            await blocks_are_free(talker)
 
     run(test())
 
