@@ -136,9 +136,9 @@ def _build_engine(config: Config, registry: Registry, team: Team) -> tuple[Engin
         scheduler = CheckedScheduler(scheduler, str(scheduler_entry), plan.limits, block_manager)
 
     tokenizer = Tokenizer.load(plan.folder)
-    eos_token_ids = checkpoint.eos_token_ids(plan.folder, plan.hf_config)
-    if tokenizer and tokenizer.eos_token_id is not None:
-        eos_token_ids |= {tokenizer.eos_token_id}
+    vocab_size = runner.model.vocab_size
+    of_tokenizer = tokenizer.eos_token_id if tokenizer else None
+    eos_token_ids = checkpoint.eos_token_ids(plan.folder, plan.hf_config, vocab_size, of_tokenizer)
     overlap = plan.device.type != "cpu" if options.overlap is None else options.overlap
     from_checkpoint = options.generation_config == "auto"
     engine = Engine(
@@ -146,7 +146,7 @@ def _build_engine(config: Config, registry: Registry, team: Team) -> tuple[Engin
         scheduler=scheduler,
         block_manager=block_manager,
         tokenizer=tokenizer,
-        vocab_size=runner.model.vocab_size,
+        vocab_size=vocab_size,
         max_model_len=plan.max_model_len,
         eos_token_ids=eos_token_ids,
         default_params=checkpoint.sampling_params(plan.folder) if from_checkpoint else SamplingParams(),

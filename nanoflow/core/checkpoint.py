@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nanoflow.core.config import SamplingParams
+from nanoflow.core.config import SamplingParams, is_int
 from nanoflow.core.errors import CheckpointError, ConfigError, did_you_mean
 from nanoflow.core.parallel import Shard
 
@@ -94,13 +95,24 @@ def sampling_params(folder: Path) -> SamplingParams:
         raise CheckpointError(f"{folder / 'generation_config.json'}: {error}") from error
 
 
-def eos_token_ids(folder: Path, hf_config: dict[str, Any]) -> frozenset[int]:
-    """End-of-sequence ids by config.json and generation_config.json."""
-    ids: set[int] = set()
-    for source in (hf_config, read_generation_config(folder)):
-        value = source.get("eos_token_id")
-        ids |= {value} if isinstance(value, int) else set(value or ())
-    return frozenset(ids)
+def eos_token_ids(folder: Path, hf_config: dict[str, Any], vocab_size: int, of_tokenizer: Any = None) -> frozenset[int]:
+    """End-of-sequence ids by config.json, generation_config.json and the tokenizer, if it has one.
+
+    What can't be generated is left out with a warning: it is no integer, or not below the model's `vocab_size`.
+    """
+    said: list[Any] = []
+    for value in (hf_config.get("eos_token_id"), read_generation_config(folder).get("eos_token_id"), of_tokenizer):
+        said += value if isinstance(value, list) else [value]
+    ids = [value for value in said if value is not None]
+    known = frozenset(value for value in ids if is_int(value) and 0 <= value < vocab_size)
+    strange = [value for value in ids if not is_int(value) or value not in known]
+    if strange:
+        warnings.warn(
+            f"The end-of-sequence id {strange[0]!r:.40} of {folder} is left out, for the model's ids are integers from "
+            f"0 to {vocab_size - 1}.",
+            stacklevel=2,
+        )
+    return known
 
 
 def load_weights(folder: Path, targets: dict[str, torch.Tensor | Shard | None]) -> None:

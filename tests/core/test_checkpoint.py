@@ -212,7 +212,22 @@ def test_corrupt_generation_config(folder: Path) -> None:
 )
 def test_end_of_sequence_ids(tmp_path: Path, config: Any, generation: Any, expected: set[int]) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
-    assert eos_token_ids(tmp_path, {"eos_token_id": config}) == expected
+    assert eos_token_ids(tmp_path, {"eos_token_id": config}, 128) == expected
+
+
+@pytest.mark.parametrize("strange", [128, 128 + 3, -1, 2**70, 1.5, "16", True, {"a": 3}])
+def test_end_of_sequence_ids_that_cannot_be_generated(folder: Path, oracle: Oracle, strange: Any) -> None:
+    """They are no ids of another request's either, whose logits lie behind."""
+    for name in ("config.json", "generation_config.json"):
+        edit_json(folder / name, lambda values: values.update(eos_token_id=[0, strange]))
+    with pytest.warns(UserWarning, match=r"end-of-sequence id .* is left out, for .* integers from 0 to 127\."):
+        llm = load(folder, dtype="float32")
+    reference = oracle("plain")
+    params = [greedy(20, ignore_eos=False, min_tokens=20), greedy(20, repetition_penalty=1.0000001)]
+    outputs = llm.generate(reference.prompts[3:5], params, use_tqdm=False)
+    assert outputs[1]["token_ids"] == reference.outputs[4]
+    with pytest.warns(UserWarning, match="is left out"):
+        assert eos_token_ids(folder, {"eos_token_id": strange}, 128, strange) == {0}
 
 
 GENERATION = {
