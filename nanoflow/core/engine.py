@@ -191,8 +191,9 @@ class Engine:
             )
 
     def _bad_words(self, params: SamplingParams) -> list[list[int]]:
-        """Token ids of what the output must not hold."""
-        return self.tokenizer.word_token_ids(params.bad_words) if self.tokenizer and params.bad_words else []
+        """Token ids of what the output must not hold. What has an id past the model's can't be generated anyway."""
+        words = self.tokenizer.word_token_ids(params.bad_words) if self.tokenizer and params.bad_words else []
+        return [word for word in words if all(token_id < self.vocab_size for token_id in word)]
 
     def _eos_token_ids(self, params: SamplingParams) -> frozenset[int]:
         """Those that end the request."""

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,17 +35,18 @@ class Grammar:
 
     Args:
         matcher: an `LLMatcher` at its start.
-        num_words: 32-bit words in a mask of the model's vocabulary.
+        vocab_size: V, the model's; no id past it is ever allowed.
         unwanted: ids to leave out wherever there are others: end-of-sequence, if it is to be ignored.
         unwanted_early: ids to leave out as well before `min_tokens`: those that would end the request.
     """
 
     def __init__(
-        self, matcher: Any, num_words: int, unwanted: frozenset[int] = frozenset(),
+        self, matcher: Any, vocab_size: int, unwanted: frozenset[int] = frozenset(),
         unwanted_early: frozenset[int] = frozenset(),
     ) -> None:  # fmt: skip
         self.matcher = matcher
-        self.num_words = num_words
+        self.vocab_size = vocab_size
+        self.num_words = -(-vocab_size // 32)
         self.unwanted = unwanted
         self.unwanted_early = unwanted | unwanted_early
 
@@ -60,7 +62,7 @@ class Grammar:
 
     def forced(self) -> list[int]:
         """Ids that the output goes on with in any case, as the tokenizer would write them; often none."""
-        return self.matcher.compute_ff_tokens()
+        return list(takewhile(lambda token_id: token_id < self.vocab_size, self.matcher.compute_ff_tokens()))
 
     @property
     def error(self) -> str:
@@ -77,6 +79,7 @@ class Grammar:
         words = words[: self.num_words]
         result = np.zeros(self.num_words, np.int32)
         result[: len(words)] = words
+        result.view(np.uint32)[-1] &= np.uint32(0xFFFFFFFF >> (-self.vocab_size % 32))
         if unwanted := self.unwanted_early if is_early else self.unwanted:
             wanted = result.view(np.uint32).copy()
             for token_id in unwanted:
@@ -97,7 +100,7 @@ class GrammarCompiler:
 
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
         self.tokenizer = tokenizer
-        self.num_words = -(-vocab_size // 32)
+        self.vocab_size = vocab_size
         self.eos_token_ids = eos_token_ids
         self.pool = ThreadPoolExecutor(NUM_THREADS, "grammar")  # starts threads when there is work
         self.validate = lru_cache(NUM_KEPT)(_validate)
@@ -137,7 +140,7 @@ class GrammarCompiler:
             raise RequestError(_sentence(f"structured_outputs.{structured.kind} can't be used", problem))
         return Grammar(
             matcher.deep_copy(),
-            self.num_words,
+            self.vocab_size,
             unwanted=self.eos_token_ids if params.ignore_eos else frozenset(),
             unwanted_early=self.eos_token_ids.union(params.stop_token_ids or ()),
         )
@@ -148,10 +151,33 @@ class GrammarCompiler:
         return LLMatcher(self.vocabulary(), grammar, log_level=0)
 
     def _vocabulary(self) -> Any:
+        from llguidance import LLTokenizer
         from llguidance.hf import from_tokenizer
 
         assert self.tokenizer is not None
-        return from_tokenizer(self.tokenizer.hf, eos_token=sorted(self.eos_token_ids) or None)
+        hf, eos = self.tokenizer.hf, sorted(self.eos_token_ids) or None
+        if max(hf.get_vocab().values(), default=0) < self.vocab_size:
+            return from_tokenizer(hf, eos_token=eos)
+        return LLTokenizer(without_ids_from(self.vocab_size, hf.backend_tokenizer.to_str()), eos_token=eos)
+
+
+def without_ids_from(vocab_size: int, tokenizer: str) -> str:
+    """A tokenizer.json without tokens that the model has no logits for, which it would else write texts with."""
+    parts = json.loads(tokenizer) | {"padding": None, "truncation": None}
+    parts["added_tokens"] = [token for token in parts["added_tokens"] if token["id"] < vocab_size]
+    model, vocab = parts["model"], parts["model"]["vocab"]
+    if isinstance(vocab, list):
+        model["vocab"] = vocab[:vocab_size]
+    else:
+        known = model["vocab"] = {text: token_id for text, token_id in vocab.items() if token_id < vocab_size}
+        if "merges" in model:
+            prefix = model.get("continuing_subword_prefix") or ""
+            pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+            model["merges"] = [
+                [left, right] for left, right in pairs
+                if left in known and right in known and left + right.removeprefix(prefix) in known
+            ]  # fmt: skip
+    return json.dumps(parts)
 
 
 def source(params: StructuredOutputsParams) -> str:

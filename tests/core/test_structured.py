@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,16 @@ import torch
 
 from nanoflow import LLM, SamplingParams, StructuredOutputsParams
 from nanoflow.core import structured
+from nanoflow.core.checkpoint import resolve
 from nanoflow.core.errors import RequestError
 from nanoflow.core.structured import Grammar, GrammarCompiler, TokenMasks, forbid
 from nanoflow.core.tokenizer import Tokenizer
 from nanoflow.core.types import CompletionOutput
+from nanoflow.testing.checkpoints import edit_json
 from tests.core.checkpoints import Oracle
 from tests.core.running import engine_of, recorded, tokens
 from tests.core.schemas import matches, random_schema
+from tests.core.scripted import byte_level, sentencepiece_like
 from tests.core.sentences import raises_sentence
 
 PROMPT = "HAMLET:\n"
@@ -391,6 +395,37 @@ def test_ids_past_the_tokenizers_are_forbidden(tokenizer: Tokenizer) -> None:
     assert not logits[1, num_known:].isfinite().any()
     assert logits[1, EOS].isfinite()
     assert logits[1].isfinite().sum() > 0.8 * num_known
+
+
+def test_ids_past_the_models_are_never_generated(tmp_path: Path) -> None:
+    """A tokenizer may know tokens that the model has no logits for; texts are written without them."""
+    folder = Path(shutil.copytree(resolve("bard"), tmp_path / "checkpoint"))
+    texts = ["the surname is", "the surname was"]
+    added = {"id": 2048, "content": "surname", "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False, "special": False}  # fmt: skip
+    edit_json(folder / "tokenizer.json", lambda values: values["added_tokens"].append(added))
+    with LLM(str(folder), device="cpu", num_kv_blocks=100) as other:
+        assert {output.text for output in draw(other, 4, choice=texts)} <= set(texts)
+        assert {output.text for output in draw(other, 4, choice=texts, logprobs=0)} <= set(texts)
+        assert all(output.token_ids for output in draw(other, 4, max_tokens=8, bad_words=["surname", "the surname"]))
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece_like])
+@pytest.mark.parametrize("cut", [1, 3])
+def test_a_vocabulary_smaller_than_the_tokenizers(make: Callable[[], Any], cut: int) -> None:
+    whole = Tokenizer(make())
+    vocab_size = len(whole.hf) - cut
+    grammar = GrammarCompiler(whole, vocab_size, frozenset({1})).submit(sampling(regex="(the |end ){9}")).result()
+    rng = random.Random(0)
+    for _ in range(200):
+        assert all(token_id < vocab_size for token_id in grammar.forced())
+        allowed = np.flatnonzero(np.unpackbits(grammar.mask().view(np.uint8), bitorder="little"))
+        assert len(allowed)
+        assert allowed.max() < vocab_size
+        assert grammar.accept(int(rng.choice(allowed)))
+        if grammar.is_complete:
+            return
+    raise AssertionError("it never ends")
 
 
 def test_equal_grammars_are_compiled_once(tokenizer: Tokenizer) -> None:
