@@ -26,14 +26,15 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoflow.core.interfaces import AttentionBackend, AttentionContext, NoOptions
-from nanoflow.core.types import AttentionInput
+from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.data.batch import AttentionInput
+from nanoflow.core.registry.component import NoOptions
 from nanoflow.plugins.attention import nanoflow_attention_backends
 from nanoflow.plugins.attention.options import FlashConfig
-from nanoflow.plugins.attention.triton_decode import TritonDecode
-from nanoflow.plugins.attention.triton_paged import TritonAttention, limits
-from nanoflow.plugins.attention.triton_prefill import TritonPrefill
-from nanoflow.plugins.attention.triton_settings import DecodeSettings, PrefillSettings
+from nanoflow.plugins.attention.triton.backend import TritonAttention, limits
+from nanoflow.plugins.attention.triton.decode import TritonDecode
+from nanoflow.plugins.attention.triton.prefill import TritonPrefill
+from nanoflow.plugins.attention.triton.settings import DecodeSettings, PrefillSettings
 
 DECODES = [(1, 2), (8, 2), (32, 2), (64, 2), (128, 2), (256, 2), (256, 4)]  # sequences, query heads a KV head
 BLOCK_SIZES = [16, 64, 256]

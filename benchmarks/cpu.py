@@ -19,13 +19,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nanoflow import LLM, SamplingParams
-from nanoflow.core import checkpoint
-from nanoflow.core.config import SchedulerConfig
-from nanoflow.core.engine import Engine
-from nanoflow.core.interfaces import AttentionBackend, BlockManagerContext, ModelArch, NoOptions, SchedulerContext
-from nanoflow.core.parallel import ParallelContext
-from nanoflow.core.runner import ModelRunner
-from nanoflow.core.team import Team
+from nanoflow.core.config.engine_config import SchedulerConfig
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.block_manager import BlockManagerContext
+from nanoflow.core.contracts.model import ModelArch
+from nanoflow.core.contracts.scheduler import SchedulerContext
+from nanoflow.core.data.parallel import ParallelContext
+from nanoflow.core.distributed.rank_group import RankGroup
+from nanoflow.core.engine.engine import Engine
+from nanoflow.core.execution.model_runner import ModelRunner
+from nanoflow.core.loading import hub
+from nanoflow.core.registry.component import NoOptions
 from nanoflow.plugins.block_managers.prefix import PrefixBlockManager
 from nanoflow.plugins.schedulers.fcfs import FCFSScheduler
 
@@ -42,7 +46,7 @@ def main() -> None:
 
 def compare(repeats: int) -> None:
     """One prompt, 32 ragged prompts with equal outputs, and 32 with ragged outputs too."""
-    folder = checkpoint.resolve("bard")
+    folder = hub.resolve("bard")
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     llm = LLM(dtype="float32", block_manager="plain")  # no prefix cache: repeats must do all the work again
     generator = random.Random(0)
@@ -144,7 +148,7 @@ def decode_steps(num_seqs: int, prompt_len: int, num_new: int) -> list[float]:
     config = SchedulerConfig(max_num_seqs=num_seqs, max_num_batched_tokens=max(8192, num_seqs))
     runner = ModelRunner(
         NullModel(), NullAttention(), device=torch.device("cpu"), block_size=size, max_num_seqs=num_seqs,
-        max_model_len=1024, padding_block=num_blocks, team=Team(ParallelContext(), None),
+        max_model_len=1024, padding_block=num_blocks, rank_group=RankGroup(ParallelContext(), None),
     )  # fmt: skip
     engine = Engine(
         runner=runner, scheduler=FCFSScheduler(config, SchedulerContext(blocks, 1024)), block_manager=blocks,

@@ -26,19 +26,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nanoflow.core.interfaces import AttentionContext, NoOptions
-from nanoflow.core.kernels import linear
+from nanoflow.core.contracts.attention import AttentionContext
+from nanoflow.core.data.batch import AttentionInput, Projection
 from nanoflow.core.kernels.filters import thresholds
-from nanoflow.core.kernels.gate import silu_mul
-from nanoflow.core.kernels.linear import Tile, Vector
+from nanoflow.core.kernels.gemm import dispatch, gemv, tiled
+from nanoflow.core.kernels.gemm.gemv import Vector
+from nanoflow.core.kernels.gemm.silu_mul import silu_mul
+from nanoflow.core.kernels.gemm.tiled import Tile
+from nanoflow.core.kernels.gemm.tiling import Tiling
 from nanoflow.core.kernels.norm import add_rms_norm
-from nanoflow.core.kernels.product import Tiling
 from nanoflow.core.kernels.rotary import norm_rotate_store
 from nanoflow.core.kernels.sampling import draw
 from nanoflow.core.layers import apply_rotary
-from nanoflow.core.sampler import gumbel_noise, keep_likely, keep_top
-from nanoflow.core.types import AttentionInput, Projection
-from nanoflow.plugins.attention.triton_paged import TritonAttention
+from nanoflow.core.registry.component import NoOptions
+from nanoflow.core.sampling.sampler import gumbel_noise, keep_likely, keep_top
+from nanoflow.plugins.attention.triton.backend import TritonAttention
 
 DEVICE, DTYPE = "cuda", torch.bfloat16
 VOCAB_SIZE, HEAD_DIM, BLOCK_SIZE, CONTEXT = 151_936, 128, 256, 384
@@ -156,10 +158,10 @@ def warm(worker: int, workers: int, rows_to_tune: list[int]) -> None:
         options = {"norm": (random(product.size), 1e-6)} if product.normed else {}
         try:
             if rows > 1:
-                product_of = linear.many_linear if rows > 64 else linear.tile_linear
+                product_of = dispatch.many_linear if rows > 64 else tiled.tile_linear
                 product_of(x, weight, None, setting, gate=product.gate)
                 continue
-            linear.vector_linear(x, weight, None, setting, gate=product.gate, **options)
+            gemv.vector_linear(x, weight, None, setting, gate=product.gate, **options)
         except Exception as error:  # more shared memory than there is
             print(f"{setting}: {type(error).__name__}", file=sys.stderr)
 
@@ -229,7 +231,8 @@ class Model:
             query_start_S1=torch.arange(rows + 1, dtype=torch.int32, device=DEVICE),
             context_lens_S=torch.full((rows,), CONTEXT, dtype=torch.int32, device=DEVICE),
             block_tables_SB=torch.randperm(rows * needed, device=DEVICE).int().view(rows, needed),
-            query_lens=np.ones(rows, np.int64), context_lens=np.full(rows, CONTEXT), num_decodes=rows, settled=True,
+            query_lens=np.ones(rows, np.int64), context_lens=np.full(rows, CONTEXT), num_decodes=rows,
+            uniform_decode=True,
         )  # fmt: skip
 
     def products_cublas(self) -> None:
@@ -241,8 +244,8 @@ class Model:
     def products_ours(self) -> None:
         for weights in self.layers:
             for kind, weight in zip(self.kinds, weights, strict=True):
-                linear.linear(self.inputs[kind.size], weight, gate=kind.gate, may_split=kind.may_split)
-        linear.linear(self.inputs[self.hidden], self.head)
+                dispatch.linear(self.inputs[kind.size], weight, gate=kind.gate, may_split=kind.may_split)
+        dispatch.linear(self.inputs[self.hidden], self.head)
 
     def step_torch(self) -> torch.Tensor:
         x, residual = None, self.inputs[self.hidden]
@@ -274,7 +277,7 @@ class Model:
             x = self.added(q.flatten(1), residual, o_proj)
             x, residual = self.normed(x, residual, gate_up, True)
             x = self.added(x, residual, down)
-        return linear.linear(add_rms_norm(x, residual, self.norm, 1e-6)[0], self.head)
+        return dispatch.linear(add_rms_norm(x, residual, self.norm, 1e-6)[0], self.head)
 
     def step_whole(self) -> torch.Tensor:
         return self.step_ours(whole=True)
@@ -283,16 +286,16 @@ class Model:
         self, x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, gate: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if x is None:
-            y = linear.normed_linear(residual, self.norm, 1e-6, weight, None, gate=gate)
+            y = dispatch.normed_linear(residual, self.norm, 1e-6, weight, None, gate=gate)
             if y is not None:
                 return y, residual
         x, residual = add_rms_norm(x, residual, self.norm, 1e-6)
-        return linear.linear(x, weight, gate=gate), residual
+        return dispatch.linear(x, weight, gate=gate), residual
 
     def added(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
-        if linear.added_linear(x, weight, None, residual) is not None:
+        if dispatch.added_linear(x, weight, None, residual) is not None:
             return None
-        return linear.linear(x, weight, may_split=True)
+        return dispatch.linear(x, weight, may_split=True)
 
 
 def steps(name: str, bandwidth: float, report: dict[str, Any]) -> None:
@@ -432,7 +435,7 @@ def main() -> None:
 
 def use(settings: Settings) -> None:
     """Let the layers take these settings, as long as they last; their own where there is none."""
-    own_vector = linear.vector_setting
+    own_vector = gemv.vector_setting
 
     def vector_setting(num_outputs: int, size: int, **options: bool) -> Vector:
         return settings.get((num_outputs, size, 1)) or own_vector(num_outputs, size, **options)
@@ -446,9 +449,9 @@ def use(settings: Settings) -> None:
 
         return setting
 
-    linear.vector_setting = vector_setting
-    linear.tile_setting = several_rows(linear.tile_setting, Tile)
-    linear.many_setting = several_rows(linear.many_setting, Tiling)
+    gemv.vector_setting = vector_setting
+    tiled.tile_setting = several_rows(tiled.tile_setting, Tile)
+    dispatch.many_setting = several_rows(dispatch.many_setting, Tiling)
 
 
 if __name__ == "__main__":

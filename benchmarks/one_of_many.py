@@ -7,18 +7,18 @@ from unittest import mock
 
 import torch
 
-from nanoflow.core.config import Config
+from nanoflow.core.config.engine_config import Config
+from nanoflow.core.data.parallel import ParallelContext
+from nanoflow.core.distributed.process_group import one_shot_bytes
+from nanoflow.core.distributed.rank_group import RankGroup
 from nanoflow.core.kernels.norm import add_rms_norm
-from nanoflow.core.parallel import ParallelContext
-from nanoflow.core.process_group import one_shot_bytes
-from nanoflow.core.rehearsal import Echo
-from nanoflow.core.team import Team
+from nanoflow.core.warmup.trace_kernels import EchoGroup
 
 
-class Alone(Echo):
+class Alone(EchoGroup):
     """Sums in norms take this rank's part, too, instead of waiting for others'."""
 
-    def sum_add_norm(
+    def allreduce_add_norm(
         self, x: torch.Tensor, residual_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return add_rms_norm(x, residual_TD, weight_D, eps)
@@ -27,9 +27,9 @@ class Alone(Echo):
 def one_of(size: int) -> AbstractContextManager[object]:
     """Within it, engines of one rank are built as rank 0 of so many."""
 
-    def form_team(config: Config) -> Team:
+    def form_rank_group(config: Config) -> RankGroup:
         group = Alone(size, one_shot_bytes(config.engine.one_shot_kib), torch.device("cuda"))
         # With a local rank, as under torchrun: this host needs no GPUs for the others.
-        return Team(ParallelContext(0, size, group), None, local_rank=0)
+        return RankGroup(ParallelContext(0, size, group), None, local_rank=0)
 
-    return mock.patch("nanoflow.core.build.form_team", form_team)
+    return mock.patch("nanoflow.core.engine.build.form_rank_group", form_rank_group)

@@ -91,8 +91,8 @@ def measure(arguments: argparse.Namespace, engine: dict[str, Any]) -> None:
 
     from nanoflow.bench.rounds import Rounds
     from nanoflow.bench.subject import Subject
-    from nanoflow.core.options import config_from_options
-    from nanoflow.core.registry import Registry
+    from nanoflow.core.api.options import config_from_options
+    from nanoflow.core.registry.registry import Registry
 
     faulthandler.dump_traceback_later(arguments.timeout)
     for_others = threading.Timer(arguments.timeout, abort_children)

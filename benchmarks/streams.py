@@ -63,7 +63,7 @@ async def serve(engine: AsyncLLM, kind: RequestOutputKind, count: int, tokens: i
     return time.perf_counter() - start
 
 
-def settled(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def uniform_decode(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last 0.6 seconds of device work: starting the profiler holds everything up."""
     events = [event for event in events if event.get("cat") in trace.DEVICE_WORK]
     end = max(event["ts"] for event in events)
@@ -83,7 +83,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
             if torch.cuda.is_available():
                 path = (args.out or folder) / f"streams-{kind.name.lower()}.json.gz"
                 await serve(engine, kind, args.streams, args.tokens, path)
-                idle = trace.idle(settled(json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]))
+                idle = trace.idle(uniform_decode(json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]))
                 shares = f"{100 * idle.share:.1f} % | {100 * idle.waiting:.1f} %"
             speed = args.streams * args.tokens / seconds
             print(f"| {kind.name} | {seconds:.3f} | {speed:,.0f} | {steps:,.0f} | {shares} |", flush=True)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import nanoflow
-from nanoflow.core.tokenizer import Tokenizer
+from nanoflow.core.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 200
 WALKS = 5

@@ -30,9 +30,9 @@ from nanoflow.bench.results import Result
 from nanoflow.bench.rounds import Rounds
 from nanoflow.bench.subject import Subject
 from nanoflow.cli.bench.report import rounded
-from nanoflow.core.config import Config
-from nanoflow.core.options import config_from_options
-from nanoflow.core.registry import Registry
+from nanoflow.core.api.options import config_from_options
+from nanoflow.core.config.engine_config import Config
+from nanoflow.core.registry.registry import Registry
 
 TARGETS = {  # in the unit of the result; idle in percent
     "qwen3-0.6b": {

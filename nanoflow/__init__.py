@@ -9,32 +9,32 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from nanoflow.core.config.version import __version__
 
 _PUBLIC = {
-    "LLM": "nanoflow.core.llm",
-    "AsyncLLM": "nanoflow.core.async_llm",
-    "SamplingParams": "nanoflow.core.config",
-    "StructuredOutputsParams": "nanoflow.core.config",
-    "RequestOutputKind": "nanoflow.core.config",
-    "RequestOutput": "nanoflow.core.types",
-    "CompletionOutput": "nanoflow.core.types",
-    "Logprob": "nanoflow.core.types",
-    "Score": "nanoflow.core.types",
-    "Component": "nanoflow.core.interfaces",
-    "hookimpl": "nanoflow.core.hookspecs",
-    "NanoflowError": "nanoflow.core.errors",
+    "LLM": "nanoflow.core.api.llm",
+    "AsyncLLM": "nanoflow.core.api.async_llm",
+    "SamplingParams": "nanoflow.core.config.sampling_params",
+    "StructuredOutputsParams": "nanoflow.core.config.sampling_params",
+    "RequestOutputKind": "nanoflow.core.config.sampling_params",
+    "RequestOutput": "nanoflow.core.data.outputs",
+    "CompletionOutput": "nanoflow.core.data.outputs",
+    "Logprob": "nanoflow.core.data.outputs",
+    "Score": "nanoflow.core.data.outputs",
+    "Component": "nanoflow.core.registry.component",
+    "hookimpl": "nanoflow.core.registry.hookspecs",
+    "NanoflowError": "nanoflow.core.config.errors",
 }
 __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
-    from nanoflow.core.async_llm import AsyncLLM
-    from nanoflow.core.config import RequestOutputKind, SamplingParams, StructuredOutputsParams
-    from nanoflow.core.errors import NanoflowError
-    from nanoflow.core.hookspecs import hookimpl
-    from nanoflow.core.interfaces import Component
-    from nanoflow.core.llm import LLM
-    from nanoflow.core.types import CompletionOutput, Logprob, RequestOutput, Score
+    from nanoflow.core.api.async_llm import AsyncLLM
+    from nanoflow.core.api.llm import LLM
+    from nanoflow.core.config.errors import NanoflowError
+    from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+    from nanoflow.core.data.outputs import CompletionOutput, Logprob, RequestOutput, Score
+    from nanoflow.core.registry.component import Component
+    from nanoflow.core.registry.hookspecs import hookimpl
 
 
 def __getattr__(name: str) -> Any:

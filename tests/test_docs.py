@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from nanoflow.core.config import Config, EngineConfig, SamplingParams
-from nanoflow.core.llm import LLM
-from nanoflow.core.registry import Registry
+from nanoflow.core.api.llm import LLM
+from nanoflow.core.config.engine_config import Config, EngineConfig
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.registry.registry import Registry
 from nanoflow.testing.checkpoints import NUM_OUTPUT_TOKENS, make_checkpoint, make_reference
 
 ROOT = Path(__file__).parents[1]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nanoflow.core.config import is_int, is_number, option, require
-from nanoflow.core.errors import ConfigError, did_you_mean
+from nanoflow.core.config.errors import ConfigError, did_you_mean
+from nanoflow.core.config.fields import is_int, is_number, option, require
 
 
 @dataclass(frozen=True)

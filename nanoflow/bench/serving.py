@@ -13,9 +13,9 @@ import numpy as np
 
 from nanoflow.bench.options import ServingOptions
 from nanoflow.bench.workloads import random_ids
-from nanoflow.core.config import RequestOutputKind, SamplingParams
-from nanoflow.core.engine import Engine
-from nanoflow.core.types import RequestOutput
+from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
+from nanoflow.core.data.outputs import RequestOutput
+from nanoflow.core.engine.engine import Engine
 
 PERCENTILES = (50, 90, 99)
 

@@ -14,8 +14,9 @@ from dataclasses import asdict
 
 from nanoflow.bench.results import Result
 from nanoflow.bench.rounds import Rounds
-from nanoflow.core.config import ROLES, Config, EngineConfig, PluginChoice, SamplingParams
-from nanoflow.core.errors import NanoflowError
+from nanoflow.core.config.engine_config import ROLES, Config, EngineConfig, PluginChoice
+from nanoflow.core.config.errors import NanoflowError
+from nanoflow.core.config.sampling_params import SamplingParams
 
 PHASES = ("imports", "engine", "first_token")
 PROMPT = list(range(16))
@@ -52,7 +53,7 @@ def main() -> None:
     choices = {role: PluginChoice(**values.pop(role)) for role in ROLES}
     config = Config(values["checkpoint"], EngineConfig(**values["engine"]), **choices)
 
-    from nanoflow.core.llm import LLM
+    from nanoflow.core.api.llm import LLM
 
     times = [time.time()]
     with LLM.from_config(config) as llm:

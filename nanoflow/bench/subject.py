@@ -12,12 +12,12 @@ from nanoflow.bench import device, floor, trace
 from nanoflow.bench.results import Floor, Result
 from nanoflow.bench.rounds import Rounds
 from nanoflow.bench.workloads import Workload
-from nanoflow.core import checkpoint
-from nanoflow.core.build import HFConfig, pick_device, pick_dtype
-from nanoflow.core.config import Config
-from nanoflow.core.errors import ConfigError
-from nanoflow.core.llm import LLM
-from nanoflow.core.registry import Registry
+from nanoflow.core.api.llm import LLM
+from nanoflow.core.config.engine_config import Config
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.execution.plan import HFConfig, pick_device, pick_dtype
+from nanoflow.core.loading import hub
+from nanoflow.core.registry.registry import Registry
 
 IDLE_STEPS = 128  # so that one hiccup of the host or the profiler is a small part of them
 
@@ -39,7 +39,7 @@ class Subject:
     """
 
     def __init__(self, config: Config, registry: Registry) -> None:
-        hf_config = HFConfig(checkpoint.read_config(checkpoint.resolve(config.checkpoint)))
+        hf_config = HFConfig(hub.read_config(hub.resolve(config.checkpoint)))
         target = pick_device(config.engine.device)
         dtype = pick_dtype(config.engine.dtype, hf_config, target)
         self.cuda = target.type == "cuda"

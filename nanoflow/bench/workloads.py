@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 
 from nanoflow.bench.options import ThroughputOptions
-from nanoflow.core.config import SamplingParams
+from nanoflow.core.config.sampling_params import SamplingParams
 
 TOKENS = 10_000  # built-in workloads draw their ids from 0 up to here
 SHIFT = 37

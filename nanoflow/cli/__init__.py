@@ -13,7 +13,7 @@ from importlib import import_module
 from io import TextIOWrapper
 
 from nanoflow import __version__
-from nanoflow.core.errors import NanoflowError, did_you_mean
+from nanoflow.core.config.errors import NanoflowError, did_you_mean
 
 BLOCK = "NANOFLOW_BLOCK"  # the variable that `Registry.load` reads
 COMMANDS = {

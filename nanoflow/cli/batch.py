@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nanoflow.cli.prompts import PromptAndParams
-from nanoflow.core.errors import RequestError
-from nanoflow.core.types import RequestOutput
+from nanoflow.core.config.errors import RequestError
+from nanoflow.core.data.outputs import RequestOutput
 
 if TYPE_CHECKING:
-    from nanoflow.core.llm import LLM
+    from nanoflow.core.api.llm import LLM
 
 MAX_PENDING = 1024  # requests in the engine, and ended ones that wait for an earlier one: a few full batches
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from nanoflow.cli import UsageError, show
 from nanoflow.cli.chat_settings import ChatConfig
 from nanoflow.cli.hydra_command import HydraCommand, Report
-from nanoflow.core.registry import Registry
+from nanoflow.core.registry.registry import Registry
 
 INTRO = """\
 Usage: nanoflow chat [flags] [GROUP=OPTION ...] [KEY=VALUE ...]
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
 
 def _converse(config: ChatConfig, registry: Registry) -> None:
     from nanoflow.cli.conversation import Conversation
-    from nanoflow.core.llm import LLM
+    from nanoflow.core.api.llm import LLM
 
     with LLM.from_config(config.build, registry) as llm:
         conversation = Conversation(llm, config.sampling, config.system)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nanoflow.cli.settings import Settings
-from nanoflow.core.config import option
+from nanoflow.core.config.fields import option
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanoflow.core.config import ROLES
-from nanoflow.core.registry import AUTO, Registry
+from nanoflow.core.config.engine_config import ROLES
+from nanoflow.core.registry.registry import AUTO, Registry
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable

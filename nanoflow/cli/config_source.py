@@ -22,9 +22,9 @@ from nanoflow.cli.bench.settings import LatencyConfig, ServingConfig, Throughput
 from nanoflow.cli.chat_settings import ChatConfig
 from nanoflow.cli.config_files import SUFFIX, ConfigFiles
 from nanoflow.cli.settings import RunConfig, Settings, ordered_names, sections
-from nanoflow.core.config import ROLES
-from nanoflow.core.errors import ConfigError
-from nanoflow.core.registry import Registry
+from nanoflow.core.config.engine_config import ROLES
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.registry.registry import Registry
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable

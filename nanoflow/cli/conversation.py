@@ -16,9 +16,9 @@ from hydra.errors import HydraException
 
 from nanoflow.cli import show
 from nanoflow.cli.settings import checked
-from nanoflow.core.config import RequestOutputKind, SamplingParams
-from nanoflow.core.errors import ConfigError, NanoflowError, RequestError, did_you_mean
-from nanoflow.core.llm import LLM
+from nanoflow.core.api.llm import LLM
+from nanoflow.core.config.errors import ConfigError, NanoflowError, RequestError, did_you_mean
+from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
 
 COMMANDS = {
     "/help": "show this",

@@ -20,8 +20,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from nanoflow.cli import UsageError, config_source
 from nanoflow.cli.settings import all_keys, unknown_key
-from nanoflow.core.errors import ConfigError, NanoflowError
-from nanoflow.core.registry import Registry
+from nanoflow.core.config.errors import ConfigError, NanoflowError
+from nanoflow.core.registry.registry import Registry
 
 if TYPE_CHECKING:
     from nanoflow.cli.hydra_command import HydraCommand

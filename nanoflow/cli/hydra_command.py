@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from nanoflow.cli import hydra_app, hydra_help, show, sweep
 from nanoflow.cli.config_files import ConfigFiles
 from nanoflow.cli.settings import Settings
-from nanoflow.core.registry import Registry
+from nanoflow.core.registry.registry import Registry
 
 
 class Report(Protocol):

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from nanoflow.cli.config_source import PRIMARIES, NanoflowSource
 from nanoflow.cli.settings import Settings, sections
-from nanoflow.core.config import ROLES
-from nanoflow.core.registry import Registry
+from nanoflow.core.config.engine_config import ROLES
+from nanoflow.core.registry.registry import Registry
 
 if TYPE_CHECKING:
     from nanoflow.cli.hydra_command import HydraCommand

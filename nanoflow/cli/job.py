@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from nanoflow.cli import batch, prompts, records
 from nanoflow.cli.settings import RunConfig
-from nanoflow.core.config import RequestOutputKind, SamplingParams
-from nanoflow.core.errors import ConfigError
-from nanoflow.core.registry import Registry
-from nanoflow.core.types import RequestOutput
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
+from nanoflow.core.data.outputs import RequestOutput
+from nanoflow.core.registry.registry import Registry
 
 if TYPE_CHECKING:
-    from nanoflow.core.llm import LLM
+    from nanoflow.core.api.llm import LLM
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def run(config: RunConfig, registry: Registry, *, folder: Path, viewer: Viewer, 
 
 
 def _building(config: RunConfig, registry: Registry) -> LLM:
-    from nanoflow.core.llm import LLM  # takes seconds: what can be checked without it has been by now
+    from nanoflow.core.api.llm import LLM  # takes seconds: what can be checked without it has been by now
 
     return LLM.from_config(config.build, registry)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanoflow import __version__
-from nanoflow.core.errors import ConfigError
-from nanoflow.core.registry import AUTO, Registry
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.registry.registry import AUTO, Registry
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable

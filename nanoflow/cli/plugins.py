@@ -8,9 +8,9 @@ from typing import NoReturn
 
 from nanoflow.cli import UsageError, new_plugin, show
 from nanoflow.cli.config_files import ConfigFiles
-from nanoflow.core.config import ROLES
-from nanoflow.core.interfaces import Component
-from nanoflow.core.registry import Registry
+from nanoflow.core.config.engine_config import ROLES
+from nanoflow.core.registry.component import Component
+from nanoflow.core.registry.registry import Registry
 
 USAGE = f"""\
 Usage: nanoflow plugins

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from nanoflow.cli.settings import RunConfig, checked
-from nanoflow.core.config import SamplingParams
-from nanoflow.core.errors import ConfigError
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.config.sampling_params import SamplingParams
 
 PROMPT_KEYS = ("prompt", "prompt_token_ids")
 STDIN = "-"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from nanoflow.cli.prompts import PromptAndParams
-from nanoflow.core.config import SamplingParams
-from nanoflow.core.errors import ConfigError
-from nanoflow.core.types import CompletionOutput, RequestOutput
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.data.outputs import CompletionOutput, RequestOutput
 
 
 class RecordsFile:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nanoflow.cli import UsageError, show
-from nanoflow.core.errors import ConfigError, did_you_mean
+from nanoflow.core.config.errors import ConfigError, did_you_mean
 
 OK, FAILED, INTERRUPTED = "ok", "failed", "interrupted"
 RESULT = "result.json"  # in each job's folder

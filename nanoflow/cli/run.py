@@ -8,7 +8,7 @@ from pathlib import Path
 from nanoflow.cli import job, show
 from nanoflow.cli.hydra_command import HydraCommand
 from nanoflow.cli.settings import RunConfig
-from nanoflow.core.registry import Registry
+from nanoflow.core.registry.registry import Registry
 
 INTRO = """\
 Usage: nanoflow run [flags] [GROUP=OPTION ...] [KEY=VALUE ...]

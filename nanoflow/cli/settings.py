@@ -11,18 +11,11 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from nanoflow.core.config import (
-    BUNDLED_CHECKPOINT,
-    ROLES,
-    Config,
-    EngineConfig,
-    PluginChoice,
-    SamplingParams,
-    field_names,
-    option,
-)
-from nanoflow.core.errors import ConfigError
-from nanoflow.core.registry import AUTO, Registry
+from nanoflow.core.config.engine_config import BUNDLED_CHECKPOINT, ROLES, Config, EngineConfig, PluginChoice
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.config.fields import field_names, option
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.registry.registry import AUTO, Registry
 
 DEFAULTS = Config()
 T = TypeVar("T", bound="Settings")

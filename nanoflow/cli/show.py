@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from nanoflow.core.config import ROLES
+from nanoflow.core.config.engine_config import ROLES
 
 if TYPE_CHECKING:
     from nanoflow.cli.job import Report
-    from nanoflow.core.types import CompletionOutput, RequestOutput
+    from nanoflow.core.data.outputs import CompletionOutput, RequestOutput
 
 BOLD, DIM, YELLOW = "1", "2", "33"
 

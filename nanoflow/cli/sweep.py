@@ -20,8 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from nanoflow.cli import gpus, results
-from nanoflow.core.errors import NanoflowError
-from nanoflow.core.registry import Registry
+from nanoflow.core.config.errors import NanoflowError
+from nanoflow.core.registry.registry import Registry
 
 if TYPE_CHECKING:
     from nanoflow.cli.hydra_command import HydraCommand

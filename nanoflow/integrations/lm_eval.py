@@ -11,9 +11,9 @@ import sys
 from typing import Any
 
 from nanoflow import LLM, NanoflowError, SamplingParams
-from nanoflow.core.config import field_names
-from nanoflow.core.errors import ConfigError, RequestError, did_you_mean
-from nanoflow.core.prompts import needed
+from nanoflow.core.config.errors import ConfigError, RequestError, did_you_mean
+from nanoflow.core.config.fields import field_names
+from nanoflow.core.text.prompts import needed
 
 try:
     from lm_eval.__main__ import cli_evaluate

@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanoflow.core.interfaces import AttentionBackend, AttentionContext
+from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.data.batch import AttentionInput, Projection
 from nanoflow.core.layers import apply_rotary
-from nanoflow.core.types import AttentionInput, Projection
 from nanoflow.testing.batches import Case, context, distance, fill, poison, projections, written_out
 from nanoflow.testing.suite import Suite
 
@@ -317,7 +317,7 @@ class AttentionBackendSuite(Suite):
     def check_projection(self, c: AttentionContext, case: Case, *, normed: bool, seed: int = 0) -> None:
         """`project_and_attend` of all layers on a batch of decodes, against the same steps one by one."""
         backend = self.build(c, case.num_blocks)
-        inputs = replace(case.inputs(c.block_size, c.device), settled=True)
+        inputs = replace(case.inputs(c.block_size, c.device), uniform_decode=True)
         backend.plan(inputs)
         fill(backend, c, case, torch.Generator().manual_seed(seed))
         generator = torch.Generator().manual_seed(seed + 1)

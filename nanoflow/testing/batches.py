@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nanoflow.core.interfaces import AttentionBackend, AttentionContext
-from nanoflow.core.types import AttentionInput
+from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.data.batch import AttentionInput
 
 CPU = torch.device("cpu")
 GARBAGE = 3e3  # in slots that hold no token: finite, as the contract says, and ruinous if it is attended to

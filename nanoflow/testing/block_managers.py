@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanoflow.core.config import PluginChoice, SamplingParams
-from nanoflow.core.interfaces import BlockManager, BlockManagerContext
-from nanoflow.core.types import Sequence
+from nanoflow.core.config.engine_config import PluginChoice
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
+from nanoflow.core.data.sequence import Sequence
 from nanoflow.testing.loads import KIT, MakeWorld, collisions, drive, explore
 from nanoflow.testing.schedulers import both_depths, world_maker
 from nanoflow.testing.suite import Suite

@@ -13,13 +13,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from nanoflow.core.build import HFConfig
-from nanoflow.core.checkpoint import load_weights, read_config
-from nanoflow.core.config import Config, EngineConfig, PluginChoice, SamplingParams
-from nanoflow.core.errors import CheckpointError, ConfigError
-from nanoflow.core.interfaces import AttentionBackend, AttentionContext, ModelArch, ModelContext
-from nanoflow.core.llm import LLM
-from nanoflow.core.parallel import ALONE, ParallelContext, Shard
+from nanoflow.core.api.llm import LLM
+from nanoflow.core.config.engine_config import Config, EngineConfig, PluginChoice
+from nanoflow.core.config.errors import CheckpointError, ConfigError
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.contracts.model import ModelArch, ModelContext
+from nanoflow.core.data.parallel import SINGLE_RANK, ParallelContext, Shard
+from nanoflow.core.execution.plan import HFConfig
+from nanoflow.core.loading.hub import read_config
+from nanoflow.core.loading.safetensors import load_weights
 from nanoflow.testing.batches import Case, distance
 from nanoflow.testing.checkpoints import NUM_OUTPUT_TOKENS, Reference, make_checkpoint, make_reference, oracle_of
 from nanoflow.testing.ranks import on_ranks
@@ -90,7 +93,11 @@ class ModelArchSuite(Suite):
 
     @classmethod
     def build(
-        cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32, parallel: ParallelContext = ALONE
+        cls,
+        folder: Path,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        parallel: ParallelContext = SINGLE_RANK,
     ) -> ModelArch:
         """The model under test for this checkpoint, without its weights."""
         hf_config = HFConfig(read_config(folder))
@@ -102,7 +109,11 @@ class ModelArchSuite(Suite):
 
     @classmethod
     def load(
-        cls, folder: Path, device: str = "cpu", dtype: torch.dtype = torch.float32, parallel: ParallelContext = ALONE
+        cls,
+        folder: Path,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        parallel: ParallelContext = SINGLE_RANK,
     ) -> ModelArch:
         """The model under test, or a rank's part of it, with this checkpoint's weights."""
         model = cls.build(folder, device, dtype, parallel)
@@ -113,7 +124,7 @@ class ModelArchSuite(Suite):
     @classmethod
     def attention_for(
         cls, model: ModelArch, num_blocks: int, device: str = "cpu", dtype: torch.dtype = torch.float32,
-        parallel: ParallelContext = ALONE,
+        parallel: ParallelContext = SINGLE_RANK,
     ) -> AttentionBackend:  # fmt: skip
         """The backend `torch` for this model, with a cache."""
         context = AttentionContext(
@@ -129,7 +140,7 @@ class ModelArchSuite(Suite):
     @classmethod
     def logits(
         cls, model: ModelArch, prompts: list[list[int]], chunk: int, device: str = "cpu",
-        dtype: torch.dtype = torch.float32, parallel: ParallelContext = ALONE,
+        dtype: torch.dtype = torch.float32, parallel: ParallelContext = SINGLE_RANK,
     ) -> list[torch.Tensor]:  # fmt: skip
         """The model's logits [L, V] after each of the prompts' tokens, all prompts side by side in chunks."""
         needed = [-(-len(prompt) // BLOCK_SIZE) for prompt in prompts]
@@ -251,7 +262,7 @@ class ModelArchSuite(Suite):
             size = sum(tensor.numel() for tensor in filled_by(model.weights()).values())
             return size, self.logits(model, prompts, 8, parallel=parallel)
 
-        size, whole = run(ALONE)
+        size, whole = run(SINGLE_RANK)
         try:
             ranks = [*on_ranks(2, run), *on_ranks(2, run, in_norm=True)]
         except ConfigError as error:

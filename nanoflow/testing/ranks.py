@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 
-from nanoflow.core.parallel import Group, ParallelContext
+from nanoflow.core.data.parallel import Group, ParallelContext
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ class Threads(Group):
         rank: this one.
         parts: a place for each rank's tensor, shared by all.
         barrier: of all ranks.
-        in_norm: whether sums that a norm follows are left to `sum_add_norm`.
+        in_norm: whether sums that a norm follows are left to `allreduce_add_norm`.
     """
 
     def __init__(self, rank: int, parts: list[torch.Tensor], barrier: Barrier, *, in_norm: bool) -> None:
@@ -41,10 +41,10 @@ class Threads(Group):
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         return self._exchange(x, lambda parts: torch.cat(parts, -1))
 
-    def sums_in_norm(self, num_rows: int, size: int, dtype: torch.dtype) -> bool:
+    def fuses_norm(self, num_rows: int, size: int, dtype: torch.dtype) -> bool:
         return self.in_norm
 
-    def sum_add_norm(
+    def allreduce_add_norm(
         self, x: torch.Tensor, residual_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         part_TD = x if x.dim() == 2 else x.sum(0)

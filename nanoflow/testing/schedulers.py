@@ -8,9 +8,11 @@ from typing import ClassVar
 
 import pytest
 
-from nanoflow.core.config import PluginChoice, SamplingParams
-from nanoflow.core.interfaces import BlockManagerContext, SchedulerContext
-from nanoflow.core.registry import Registry
+from nanoflow.core.config.engine_config import PluginChoice
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.contracts.block_manager import BlockManagerContext
+from nanoflow.core.contracts.scheduler import SchedulerContext
+from nanoflow.core.registry.registry import Registry
 from nanoflow.testing.loads import MakeWorld, drive, explore
 from nanoflow.testing.suite import Suite
 from nanoflow.testing.world import ALPHABET, Limits, Request, World

@@ -6,9 +6,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from nanoflow.core.config import ROLES, PluginChoice
-from nanoflow.core.interfaces import Component
-from nanoflow.core.registry import Entry, Registry
+from nanoflow.core.config.engine_config import ROLES, PluginChoice
+from nanoflow.core.registry.component import Component
+from nanoflow.core.registry.registry import Entry, Registry
 
 
 class Suite:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from nanoflow.core.config import SamplingParams
-from nanoflow.core.interfaces import BlockManager, Scheduler
-from nanoflow.core.types import Batch, Sequence
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.contracts.block_manager import BlockManager
+from nanoflow.core.contracts.scheduler import Scheduler
+from nanoflow.core.data.batch import Batch
+from nanoflow.core.data.sequence import Sequence
 
 ALPHABET = 3
 STOP_TOKEN = 0

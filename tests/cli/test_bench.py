@@ -20,10 +20,11 @@ from nanoflow.bench.results import Floor, Result
 from nanoflow.cli.bench import COMMANDS
 from nanoflow.cli.bench.settings import LatencyConfig, ThroughputConfig
 from nanoflow.cli.settings import all_keys, sections
-from nanoflow.core import checkpoint
-from nanoflow.core.config import ROLES, SamplingParams
-from nanoflow.core.errors import CheckpointError, ConfigError
-from nanoflow.core.registry import Registry
+from nanoflow.core.config.engine_config import ROLES
+from nanoflow.core.config.errors import CheckpointError, ConfigError
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.loading import hub
+from nanoflow.core.registry.registry import Registry
 from tests.cli.conftest import Cli
 from tests.core.sentences import raises_sentence
 
@@ -45,7 +46,7 @@ def measured(cli: Cli, command: str, *overrides: str) -> tuple[str, dict[str, An
 
 
 def qwen3(size: str) -> dict[str, Any]:
-    return checkpoint.read_config(checkpoint.resolve(f"qwen3-{size}"))
+    return hub.read_config(hub.resolve(f"qwen3-{size}"))
 
 
 # Throughput
@@ -383,14 +384,14 @@ def test_shipped_configs_have_the_sizes_of_their_names(size: str, billions: floa
     assert dims is not None
     heads = 1 if config["tie_word_embeddings"] else 2
     assert dims.read(10**9) + dims.head * heads == pytest.approx(billions * 1e9, rel=0.02)
-    theirs = AutoConfig.from_pretrained(checkpoint.resolve(f"qwen3-{size}"))
+    theirs = AutoConfig.from_pretrained(hub.resolve(f"qwen3-{size}"))
     assert (theirs.head_dim, theirs.rope_parameters["rope_theta"]) == (128, 1_000_000)
     assert theirs.model_type == ("qwen3_moe" if size == "30b-a3b" else "qwen3")
 
 
 def test_a_typo_in_a_bundled_name() -> None:
     with raises_sentence(CheckpointError, "Did you mean 'qwen3-8b'?"):
-        checkpoint.resolve("qwen3-8b!")
+        hub.resolve("qwen3-8b!")
 
 
 # Traces

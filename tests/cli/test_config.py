@@ -13,8 +13,8 @@ import yaml
 
 from nanoflow.cli.config_source import NanoflowSource
 from nanoflow.cli.settings import SECTIONS, RunConfig, all_keys
-from nanoflow.core.config import ROLES
-from nanoflow.core.registry import AUTO, Registry
+from nanoflow.core.config.engine_config import ROLES
+from nanoflow.core.registry.registry import AUTO, Registry
 from tests.cli.conftest import Cli
 
 CONF = Path(__file__).parents[2] / "conf"

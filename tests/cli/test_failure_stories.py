@@ -113,7 +113,7 @@ def test_a_config_file_that_shadows_another_package_s_plugin(cli: Cli, install: 
 @pytest.mark.parametrize("specifier", [">=9.1", "<0.1"])
 def test_a_plugin_for_another_version(cli: Cli, install: Callable, specifier: str) -> None:
     """It is not imported: what it would find missing is not what is wrong."""
-    source = "from nanoflow.core.interfaces import WhatIsNotThere"
+    source = "from nanoflow.core.contracts import WhatIsNotThere"
     install("theirs", {"__init__.py": source}, requires=f"nanoflow[structured]{specifier}")
     assert warned(cli("run", *SHORT)) == (
         f"{WARNING}it is made for nanoflow{specifier}, and this is {VERSION}; install versions of the two that fit"
@@ -168,7 +168,7 @@ def test_a_build_that_raises(cli: Cli, install: Callable) -> None:
         "scheduler=theirs from theirs 1.2 could not be built: ZeroDivisionError: division by zero "
         f"(at theirs/__init__.py:{line}); --debug shows the traceback."
     )
-    with pytest.raises(nanoflow.core.errors.PluginError) as caught:
+    with pytest.raises(nanoflow.core.config.errors.PluginError) as caught:
         cli("run", "--debug", "scheduler=theirs", *SHORT)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert cli("run", *SHORT).code == 0

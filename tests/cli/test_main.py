@@ -9,7 +9,7 @@ import pytest
 
 import nanoflow
 from nanoflow.cli import COMMANDS, job, main
-from nanoflow.core.errors import ConfigError, NanoflowError
+from nanoflow.core.config.errors import ConfigError, NanoflowError
 from tests.cli.conftest import Cli
 
 
@@ -115,7 +115,7 @@ def _raise(error: BaseException):
 
 def test_errors_of_every_kind_have_exit_code_1(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in NanoflowError.__subclasses__():
-        if kind.__module__ == "nanoflow.core.errors":
+        if kind.__module__ == "nanoflow.core.config.errors":
             monkeypatch.setattr(job, "run", _raise(kind("It went wrong.")))
             outcome = cli("run")
             assert (outcome.code, outcome.error) == (1, "It went wrong.")

@@ -12,7 +12,7 @@ from nanoflow import LLM
 from nanoflow.bench import serving
 from nanoflow.bench.options import ServingOptions
 from nanoflow.bench.serving import Served
-from nanoflow.core.config import SamplingParams
+from nanoflow.core.config.sampling_params import SamplingParams
 from tests.cli.conftest import Cli
 
 SMALL = ("bench.num_prompts=12", "bench.max_output_len=6", "bench.families=2", "bench.output=out.json")

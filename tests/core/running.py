@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from nanoflow import LLM, SamplingParams
-from nanoflow.core.engine import Engine
-from nanoflow.core.types import Batch, RequestOutput
+from nanoflow.core.data.batch import Batch
+from nanoflow.core.data.outputs import RequestOutput
+from nanoflow.core.engine.engine import Engine
 from nanoflow.testing.checkpoints import NUM_OUTPUT_TOKENS, Reference
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from nanoflow import LLM, Component, hookimpl
-from nanoflow.core.config import Config, EngineConfig, PluginChoice
-from nanoflow.core.interfaces import AttentionBackend, ModelArch, ModelContext, NoOptions
-from nanoflow.core.registry import Registry
+from nanoflow.core.config.engine_config import Config, EngineConfig, PluginChoice
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.model import ModelArch, ModelContext
+from nanoflow.core.registry.component import NoOptions
+from nanoflow.core.registry.registry import Registry
 
 CORPUS = [
     "To be, or not to be: that is the question.",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from nanoflow.core.errors import NanoflowError
+from nanoflow.core.config.errors import NanoflowError
 
 
 @contextmanager

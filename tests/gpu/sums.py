@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from nanoflow.core.distributed.process_group import OneShotGroup, make_group
 from nanoflow.core.kernels.norm import add_rms_norm
-from nanoflow.core.process_group import OneShotGroup, make_group
 from tests.core.kernels.checks import close
 
 EPS = 1e-6
@@ -19,7 +19,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 class Call(NamedTuple):
-    """One sum: this rank's summands [C, T, D] (or [T, D]), and what is the same on all ranks."""
+    """One sum: this rank's partials [C, T, D] (or [T, D]), and what is the same on all ranks."""
 
     x: torch.Tensor
     residual_TD: torch.Tensor
@@ -39,7 +39,7 @@ def work(rank: int, size: int, port: int) -> None:
             for call in calls * 3:
                 compare(group, call, size)
             compare_in_a_graph(group, calls, size)
-    assert not group.sums_in_norm(MOST_BYTES // 4096 + 1, 1024, torch.float32)
+    assert not group.fuses_norm(MOST_BYTES // 4096 + 1, 1024, torch.float32)
     torch.cuda.synchronize()
     store.set(f"done {rank}", "")
     store.wait([f"done {other}" for other in range(size)])  # nobody leaves while others need its memory
@@ -66,7 +66,7 @@ def make_calls(rank: int, dtype: torch.dtype, device: torch.device, count: int =
 
 def fused(group: OneShotGroup, call: Call, factor: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
     x = (call.x.float() * factor).to(call.x.dtype)
-    return group.sum_add_norm(x, call.residual_TD.clone(), call.weight_D, EPS)
+    return group.allreduce_add_norm(x, call.residual_TD.clone(), call.weight_D, EPS)
 
 
 def compare(group: OneShotGroup, call: Call, size: int, factor: float = 1.0) -> None:
@@ -78,7 +78,7 @@ def check(
 ) -> None:
     """With two ranks the same roundings happen in separate kernels, and the new residual has the same bits."""
     dtype = call.residual_TD.dtype
-    assert group.sums_in_norm(*call.residual_TD.shape, dtype)
+    assert group.fuses_norm(*call.residual_TD.shape, dtype)
     x = (call.x.float() * factor).to(call.x.dtype)
     part = x if x.dim() == 2 else sum_of(x).to(dtype)
     expected, expected_total = add_rms_norm(

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanoflow.core.config import PluginChoice
-from nanoflow.core.errors import PluginError
-from nanoflow.core.interfaces import AttentionContext
-from nanoflow.core.registry import Registry
+from nanoflow.core.config.engine_config import PluginChoice
+from nanoflow.core.config.errors import PluginError
+from nanoflow.core.contracts.attention import AttentionContext
+from nanoflow.core.registry.registry import Registry
 
 # Writes the kernels that were looked for in Triton's cache, whether they were there, and whether anything was started.
 # Without a guard around it, as users write scripts.
@@ -32,7 +32,8 @@ from nanoflow import LLM, SamplingParams
 with LLM("bard", device="cuda", attention=sys.argv[1], max_num_seqs=64) as llm:
     num_looked_for = len(looked_for)
     llm.generate([[1, 2, 3]], SamplingParams(max_tokens=2), use_tqdm=False)
-print(json.dumps((looked_for, num_looked_for, any("nanoflow.core.rehearsal" in map(str, c) for c in started))))
+traced = any("nanoflow.core.warmup.trace_kernels" in map(str, command) for command in started)
+print(json.dumps((looked_for, num_looked_for, traced)))
 """
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from nanoflow import LLM, RequestOutput, SamplingParams
-from nanoflow.core.errors import PluginError
-from nanoflow.core.step import StepBuffer, fill
-from nanoflow.core.types import Batch, Sequence
+from nanoflow.core.config.errors import PluginError
+from nanoflow.core.data.batch import Batch
+from nanoflow.core.data.sequence import Sequence
+from nanoflow.core.execution.input_batch import fill
+from nanoflow.core.execution.step_buffer import StepBuffer
 from tests.core.checkpoints import Oracle
 from tests.core.running import check, engine_of
 
@@ -67,8 +69,8 @@ def test_bfloat16_is_as_near_to_float32_as_transformers(oracle: Oracle, attentio
         batch.add(sequence, len(prompt))
         rows, *_ = runner._update_rows(batch)
         step = StepBuffer(len(prompt), 1, torch.device("cpu"), pinned=True)
-        fill(step.arrays, batch, rows, runner.tables.on_host, runner.block_size, settled=False)
-        hidden = runner._forward(step, batch.num_decodes, settled=False)
+        fill(step.arrays, batch, rows, runner.tables.on_host, runner.block_size, uniform_decode=False)
+        hidden = runner._forward(step, batch.num_decodes, uniform_decode=False)
         ours = runner.model.compute_logits(hidden).double()
 
     def error(logits: torch.Tensor) -> float:

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 
 pytest.importorskip("triton")
 
-from nanoflow.core.interfaces import ModelContext
-from nanoflow.core.kernels.few_rows import Few
-from nanoflow.core.kernels.linear import Tile, Vector
-from nanoflow.core.kernels.product import Tiling
+from nanoflow.core.contracts.model import ModelContext
+from nanoflow.core.kernels.gemm.gemv import Vector
+from nanoflow.core.kernels.gemm.skinny import Few
+from nanoflow.core.kernels.gemm.tiled import Tile
+from nanoflow.core.kernels.gemm.tiling import Tiling
 from nanoflow.core.layers import Embedding, Experts, GatedLinear, Linear, RMSNorm
-from nanoflow.core.sampler import Filters, sample
+from nanoflow.core.sampling.sampler import Filters, sample
 from tests.core.kernels import checks
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -182,7 +183,7 @@ def test_layers(name: str, rows: int) -> None:
     for size in (heads, inner):
         layer = filled(Linear(context, size, {"down": hidden}))
         x = checks.random(rows, size, dtype=torch.bfloat16, device="cuda")
-        out, total = norm.add(layer.summands(x), residual.clone())
+        out, total = norm.add(layer.partials(x), residual.clone())
         expected = (F.linear(x.float(), layer.weight.float()) + residual).to(torch.bfloat16)
         checks.close(total, expected, torch.bfloat16)
         checks.close(out, F.rms_norm(expected.float(), (hidden,), norm.weight.float(), 1e-6), torch.bfloat16)
@@ -231,7 +232,7 @@ def test_a_chain_of_kernels_in_a_graph(rows: int) -> None:
         x, residual = None, start.clone()
         for norm, gate, down in zip(norms, gates, downs, strict=True):
             y, residual = gate.normed(norm, x, residual)
-            x = down.summands(y)
+            x = down.partials(y)
         return norms[0].add(x, residual)[0]
 
     eager = chain().clone()

@@ -11,12 +11,15 @@ import torch
 pytest.importorskip("triton")
 
 from nanoflow import LLM
-from nanoflow.core.build import HFConfig
-from nanoflow.core.checkpoint import load_weights, read_config
-from nanoflow.core.config import PluginChoice
-from nanoflow.core.interfaces import AttentionContext, ModelContext, NoOptions
-from nanoflow.core.registry import Registry
-from nanoflow.plugins.attention.triton_paged import TritonAttention
+from nanoflow.core.config.engine_config import PluginChoice
+from nanoflow.core.contracts.attention import AttentionContext
+from nanoflow.core.contracts.model import ModelContext
+from nanoflow.core.execution.plan import HFConfig
+from nanoflow.core.loading.hub import read_config
+from nanoflow.core.loading.safetensors import load_weights
+from nanoflow.core.registry.component import NoOptions
+from nanoflow.core.registry.registry import Registry
+from nanoflow.plugins.attention.triton.backend import TritonAttention
 from nanoflow.testing.batches import Case
 from tests.core.checkpoints import MAX_MODEL_LEN, OTHERS, Oracle
 from tests.core.running import check, engine_of

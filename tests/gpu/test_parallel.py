@@ -17,7 +17,7 @@ from torch.distributed import TCPStore
 pytest.importorskip("triton")
 
 from nanoflow import LLM, SamplingParams
-from nanoflow.core.process_group import OneShotGroup
+from nanoflow.core.distributed.process_group import OneShotGroup
 from tests.core.checkpoints import Oracle
 from tests.core.running import check, engine_of, tokens
 from tests.gpu import sums
@@ -38,7 +38,7 @@ def start(oracle: Oracle, size: int, **options: Any) -> LLM:
 
 def has_fused_sums(llm: LLM) -> bool:
     """Otherwise they are NCCL's, as they are where GPUs can't share memory."""
-    return isinstance(engine_of(llm).runner.team.parallel.group, OneShotGroup)
+    return isinstance(engine_of(llm).runner.rank_group.parallel.group, OneShotGroup)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -112,7 +112,7 @@ params = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
 for number, output in enumerate(llm.stream([[1, 2, 3]], params)):
     if number == 3:
         print("now", flush=True)
-        os.kill(llm.engine.runner.team.processes[0].pid, signal.SIGKILL)
+        os.kill(llm.engine.runner.rank_group.processes[0].pid, signal.SIGKILL)
 """
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from nanoflow import LLM, SamplingParams, StructuredOutputsParams
-from nanoflow.core.structured import forbid
+from nanoflow.core.sampling.structured_output import forbid
+from tests.core.sampling.test_structured_output import PERSON
 from tests.core.schemas import matches
-from tests.core.test_structured import PERSON
 
 
 def test_masks_as_on_the_host() -> None:

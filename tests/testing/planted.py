@@ -9,25 +9,20 @@ from typing import Any
 
 import torch
 
-from nanoflow.core.config import SchedulerConfig
-from nanoflow.core.interfaces import (
-    AttentionBackend,
-    AttentionContext,
-    BlockManager,
-    Component,
-    ModelArch,
-    ModelContext,
-    NoOptions,
-    Scheduler,
-    SchedulerContext,
-)
-from nanoflow.core.parallel import Group
-from nanoflow.core.types import AttentionInput, Batch, Sequence
-from nanoflow.plugins.attention.torch_paged import TorchAttention
+from nanoflow.core.config.engine_config import SchedulerConfig
+from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.contracts.block_manager import BlockManager
+from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler, Place
+from nanoflow.core.contracts.model import ModelArch, ModelContext
+from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
+from nanoflow.core.data.batch import AttentionInput, Batch
+from nanoflow.core.data.parallel import Group
+from nanoflow.core.data.sequence import Sequence
+from nanoflow.core.registry.component import Component, NoOptions
+from nanoflow.plugins.attention.torch.backend import TorchAttention
 from nanoflow.plugins.block_managers.plain import PlainBlockManager
 from nanoflow.plugins.block_managers.prefix import Key, PrefixBlockManager
 from nanoflow.plugins.models.qwen3 import Qwen3
-from nanoflow.plugins.schedulers.continuous import ContinuousScheduler, Place
 from nanoflow.plugins.schedulers.fcfs import FCFSScheduler
 
 # ---- schedulers

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanoflow.core.errors import CheckpointError, ConfigError
-from nanoflow.core.interfaces import AttentionBackend, ModelArch, ModelContext
+from nanoflow.core.config.errors import CheckpointError, ConfigError
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.layers import Embedding, Linear
 
 APPROXIMATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}

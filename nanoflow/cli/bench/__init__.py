@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from nanoflow.cli import UsageError
-from nanoflow.core.errors import did_you_mean
+from nanoflow.core.config.errors import did_you_mean
 
 COMMANDS = {
     "throughput": "many requests at once: output tokens a second",

@@ -14,8 +14,8 @@ from nanoflow.cli.bench.report import BenchReport
 from nanoflow.cli.bench.settings import BenchConfig
 from nanoflow.cli.hydra_command import HydraCommand
 from nanoflow.cli.job import output_file
-from nanoflow.core.errors import ConfigError
-from nanoflow.core.registry import Registry
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.registry.registry import Registry
 
 Measure: TypeAlias = Callable[[Any, Registry, Rounds, "Path | None"], BenchReport]
 

@@ -11,7 +11,7 @@ from nanoflow.bench.rounds import Rounds
 from nanoflow.cli.bench import job
 from nanoflow.cli.bench.report import BenchReport
 from nanoflow.cli.bench.settings import LatencyConfig
-from nanoflow.core.registry import Registry
+from nanoflow.core.registry.registry import Registry
 
 INTRO = """\
 Usage: nanoflow bench latency [flags] [GROUP=OPTION ...] [KEY=VALUE ...]

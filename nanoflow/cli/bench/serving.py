@@ -14,8 +14,8 @@ from nanoflow.cli.bench.report import rounded
 from nanoflow.cli.bench.settings import ServingConfig
 from nanoflow.cli.hydra_command import HydraCommand
 from nanoflow.cli.job import output_file
-from nanoflow.core.errors import ConfigError
-from nanoflow.core.registry import Registry
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.registry.registry import Registry
 
 if TYPE_CHECKING:
     from nanoflow.bench.serving import Served
@@ -136,7 +136,7 @@ def _job(config: ServingConfig, registry: Registry, folder: Path) -> ServingRepo
         raise ConfigError("bench.workload=file and prompts_file=FILE need each other; set both or none.")
     given = prompts.read_file(config.prompts_file, config.sampling) if config.prompts_file is not None else None
     from nanoflow.bench import serving  # takes seconds: what can be checked without it has been by now
-    from nanoflow.core.llm import LLM
+    from nanoflow.core.api.llm import LLM
 
     with LLM.from_config(config.build, registry) as llm:
         if given is None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from nanoflow.bench.options import LatencyOptions, ServingOptions, ThroughputOptions, WorkloadOptions
 from nanoflow.cli.settings import Settings
-from nanoflow.core.config import BUNDLED_CHECKPOINT, option
+from nanoflow.core.config.engine_config import BUNDLED_CHECKPOINT
+from nanoflow.core.config.fields import option
 
 CHECKPOINT_HELP = "a folder, a Hub id, bard, or qwen3-0.6b to qwen3-32b, qwen3-30b-a3b for engine.load_format=dummy"
 

@@ -12,8 +12,8 @@ from nanoflow.cli import prompts
 from nanoflow.cli.bench import job
 from nanoflow.cli.bench.report import BenchReport
 from nanoflow.cli.bench.settings import ThroughputConfig
-from nanoflow.core.errors import ConfigError
-from nanoflow.core.registry import Registry
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.registry.registry import Registry
 
 INTRO = """\
 Usage: nanoflow bench throughput [flags] [GROUP=OPTION ...] [KEY=VALUE ...]

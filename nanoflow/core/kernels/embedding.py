@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoflow.core.kernels.launch import follow, overlap
+from nanoflow.core.kernels.pdl import pdl_options, pdl_wait_then_launch
 
 
 def look_up(ids_T: torch.Tensor, table_VD: torch.Tensor, first: int = 0) -> torch.Tensor:
@@ -16,7 +16,7 @@ def look_up(ids_T: torch.Tensor, table_VD: torch.Tensor, first: int = 0) -> torc
     if num_tokens > 0:
         _look_up[(num_tokens,)](
             ids_T, table_VD, out_TD, first, size, width, BLOCK=min(4096, triton.next_power_of_2(width)),
-            **overlap(table_VD),
+            **pdl_options(table_VD),
         )  # fmt: skip
     return out_TD
 
@@ -24,7 +24,7 @@ def look_up(ids_T: torch.Tensor, table_VD: torch.Tensor, first: int = 0) -> torc
 @triton.jit(do_not_specialize=["first"])
 def _look_up(ids_ptr, table_ptr, out_ptr, first, size, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
-    follow(PDL)
+    pdl_wait_then_launch(PDL)
     row = tl.load(ids_ptr + token) - first
     length = tl.where((row >= 0) & (row < size), width, 0)
     for start in range(0, width, BLOCK):

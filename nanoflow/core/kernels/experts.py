@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoflow.core.kernels.gate import gated
-from nanoflow.core.kernels.launch import begin, overlap
-from nanoflow.core.kernels.product import product
+from nanoflow.core.kernels.gemm.silu_mul import gated
+from nanoflow.core.kernels.gemm.tiling import product
+from nanoflow.core.kernels.pdl import pdl_launch_then_wait, pdl_options
 
 SORTED_AT_A_TIME = 4096  # assignments
 
@@ -70,7 +70,7 @@ def mix_experts(
     num_tiles = min(num_assignments, num_experts) + num_assignments // s.rows
     options = {
         "C": num_chosen, "BLOCK_X": experts_block(num_experts), "ROWS": s.rows, "OUTPUTS": s.outputs,
-        "COLUMNS": s.columns, "num_warps": s.num_warps, "num_stages": s.num_stages, **overlap(x_TD),
+        "COLUMNS": s.columns, "num_warps": s.num_warps, "num_stages": s.num_stages, **pdl_options(x_TD),
     }  # fmt: skip
     gated_AF = torch.empty((num_assignments, inner), dtype=x_TD.dtype, device=x_TD.device)
     _gate_up[(triton.cdiv(inner, s.outputs), num_tiles)](
@@ -96,7 +96,7 @@ def route(
     _route[(num_tokens,)](
         logits_TX, weights_TC, chosen_TC, counts_X, num_experts, logits_TX.stride(0), C=num_chosen,
         BLOCK_C=triton.next_power_of_2(num_chosen), BLOCK_X=experts_block(num_experts),
-        RENORMALIZE=renormalize, num_warps=1, **overlap(logits_TX),
+        RENORMALIZE=renormalize, num_warps=1, **pdl_options(logits_TX),
     )  # fmt: skip
     return weights_TC, chosen_TC, counts_X
 
@@ -107,7 +107,8 @@ def sort(chosen_TC: torch.Tensor, counts_X: torch.Tensor) -> torch.Tensor:
     order_A = torch.empty(num_assignments, dtype=torch.int32, device=chosen_TC.device)
     _sort[(num_experts,)](
         chosen_TC, counts_X, order_A, num_assignments, BLOCK_X=experts_block(num_experts),
-        BLOCK=max(32, min(SORTED_AT_A_TIME, triton.next_power_of_2(num_assignments))), num_warps=4, **overlap(order_A),
+        BLOCK=max(32, min(SORTED_AT_A_TIME, triton.next_power_of_2(num_assignments))), num_warps=4,
+        **pdl_options(order_A),
     )  # fmt: skip
     return order_A
 
@@ -125,7 +126,7 @@ def _route(
     token = tl.program_id(0).to(tl.int64)
     experts = tl.arange(0, BLOCK_X)
     choices = tl.arange(0, BLOCK_C)
-    begin(PDL)
+    pdl_launch_then_wait(PDL)
     logits = tl.load(logits_ptr + token * stride + experts, mask=experts < num_experts, other=-float("inf"))
     logits = logits.to(tl.float32)
     powers = tl.exp(logits - tl.max(logits, 0))
@@ -151,7 +152,7 @@ def _sort(
     """One program an expert: it looks through all assignments for its own, and writes them behind those before it."""
     expert = tl.program_id(0)
     experts = tl.arange(0, BLOCK_X)
-    begin(PDL)
+    pdl_launch_then_wait(PDL)
     place = tl.sum(tl.load(counts_ptr + experts, mask=experts < expert, other=0), 0)
     for start in range(0, num_assignments, BLOCK):
         assignments = start + tl.arange(0, BLOCK)
@@ -185,7 +186,7 @@ def _gate_up(
     EVEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """silu(x gateᵀ) * (x upᵀ) of one tile's rows, written in sorted order."""
-    begin(PDL)
+    pdl_launch_then_wait(PDL)
     expert, first, stop = find_tile(counts_ptr, tl.program_id(1), num_experts, BLOCK_X, ROWS)
     if expert >= num_experts:
         return
@@ -212,7 +213,7 @@ def _down(
     EVEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """x downᵀ of one tile's rows, times their weights, written to where choice and token say."""
-    begin(PDL)
+    pdl_launch_then_wait(PDL)
     expert, first, stop = find_tile(counts_ptr, tl.program_id(1), num_experts, BLOCK_X, ROWS)
     if expert >= num_experts:
         return

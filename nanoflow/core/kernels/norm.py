@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoflow.core.kernels.launch import begin, overlap
 from nanoflow.core.kernels.memory import empty_rows
+from nanoflow.core.kernels.pdl import pdl_launch_then_wait, pdl_options
 
 
 def add_rms_norm(
@@ -16,7 +16,7 @@ def add_rms_norm(
     """The norm of `x + residual`, and that sum, which overwrites `residual`.
 
     Args:
-        x: [T, D]; or [C, T, D], C summands that a split matrix product (in float32) or experts left to add up; or None
+        x: [T, D]; or [C, T, D], C partials that a split matrix product (in float32) or experts left to add up; or None
             for 0.
         residual: [T, D]; any row stride. Without `x` it is left alone.
         weight: [D]
@@ -33,7 +33,7 @@ def add_rms_norm(
     _add_rms_norm[(num_rows,)](
         source, residual, weight, out, size, eps,
         source.stride(-2), source.stride(0) if parts > 1 else 0, residual.stride(0),
-        PARTS=parts, BLOCK=block, num_warps=num_warps, **overlap(residual),
+        PARTS=parts, BLOCK=block, num_warps=num_warps, **pdl_options(residual),
     )  # fmt: skip
     return out, residual
 
@@ -47,7 +47,7 @@ def _add_rms_norm(
     columns = tl.arange(0, BLOCK)
     inside = columns < size
     weight = tl.load(weight_ptr + columns, mask=inside, other=0.0).to(tl.float32)
-    begin(PDL)
+    pdl_launch_then_wait(PDL)
     dtype = residual_ptr.dtype.element_ty
     total = tl.load(residual_ptr + row * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
     if PARTS > 0:

@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoflow.core.kernels.launch import let_next_start, overlap, wait_for_previous
-from nanoflow.core.types import Projection
+from nanoflow.core.data.batch import Projection
+from nanoflow.core.kernels.pdl import pdl_launch, pdl_options, pdl_wait
 
 
 def norm_rotate_store(
@@ -38,7 +38,7 @@ def norm_rotate_store(
         p.eps, qkv_TE.stride(0), p.cos_LH.stride(0), *key_BPKH.stride()[:3], *value_BPKH.stride()[:3],
         N=num_heads, K=num_kv_heads, H=head_dim, P=block_size, Q_NORM=p.q_weight_H is not None,
         K_NORM=p.k_weight_H is not None, HEADS=heads, HALF=triton.next_power_of_2(head_dim // 2), num_warps=num_warps,
-        **overlap(qkv_TE),
+        **pdl_options(qkv_TE),
     )  # fmt: skip
     return query_TNH
 
@@ -56,7 +56,7 @@ def _norm_rotate_store(
     right = left + H // 2
     inside = left < H // 2
     is_query, is_key, is_value = head < N, (head >= N) & (head < N + K), (head >= N + K) & (head < N + 2 * K)
-    let_next_start(PDL)
+    pdl_launch(PDL)
     # Ready since the start of the step.
     slot = tl.load(slots_ptr + token).to(tl.int64)
     table = tl.load(positions_ptr + token).to(tl.int64) * table_stride
@@ -73,7 +73,7 @@ def _norm_rotate_store(
         key_right = tl.load(k_weight_ptr + right, mask=inside, other=0.0).to(tl.float32)
         weight_left = tl.where(is_key, key_left, weight_left)
         weight_right = tl.where(is_key, key_right, weight_right)
-    wait_for_previous(PDL)
+    pdl_wait(PDL)
     row = qkv_ptr + token * qkv_stride + head * H
     exists = inside & (head < N + 2 * K)
     raw_left, raw_right = tl.load(row + left, mask=exists, other=0.0), tl.load(row + right, mask=exists, other=0.0)

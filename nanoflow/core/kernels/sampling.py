@@ -10,8 +10,8 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from nanoflow.core.kernels.launch import begin, overlap
-from nanoflow.core.parallel import ALONE, ParallelContext
+from nanoflow.core.data.parallel import SINGLE_RANK, ParallelContext
+from nanoflow.core.kernels.pdl import pdl_launch_then_wait, pdl_options
 
 LOWEST_TEMPERATURE = tl.constexpr(1e-10)
 
@@ -20,7 +20,7 @@ def draw(
     logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor,
     threshold_S: torch.Tensor | None = None, last_token_R: torch.Tensor | None = None,
     targets_S: torch.Tensor | None = None, outbox: torch.Tensor | None = None, turn_1: torch.Tensor | None = None,
-    parallel: ParallelContext = ALONE,
+    parallel: ParallelContext = SINGLE_RANK,
 ) -> torch.Tensor:  # fmt: skip
     """Token ids [S], int64: argmax of the logits where the temperature is 0, else of logits / temperature + noise.
 
@@ -38,7 +38,7 @@ def draw(
     _best_of_chunk[best_2SC.shape[1:]](
         logits_SV, temperature_S, seed_S, position_S, threshold_S, best_2SC, parallel.rank * size, size,
         logits_SV.stride(0), FILTERED=threshold_S is not None, CHUNK=chunk, BLOCK=1024, FAST=logits_SV.is_cuda,
-        num_warps=4, **overlap(logits_SV),
+        num_warps=4, **pdl_options(logits_SV),
     )  # fmt: skip
     best_2SC = parallel.all_gather(best_2SC)
     num_chunks = best_2SC.shape[2]
@@ -46,7 +46,7 @@ def draw(
         best_2SC, token_ids_S, last_token_R, targets_S, outbox, turn_1, num_chunks,
         0 if outbox is None else outbox.stride(0), FEED=last_token_R is not None,
         SLOTS=0 if outbox is None else len(outbox), BLOCK=triton.next_power_of_2(num_chunks), num_warps=1,
-        **overlap(logits_SV),
+        **pdl_options(logits_SV),
     )  # fmt: skip
     return token_ids_S
 
@@ -63,7 +63,7 @@ def _best_of_chunk(
     FILTERED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, FAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    begin(PDL)
+    pdl_launch_then_wait(PDL)
     temperature = tl.load(temperature_ptr + row)
     key = _key(tl.load(seed_ptr + row), tl.load(position_ptr + row))
     lowest = float("-inf")
@@ -97,7 +97,7 @@ def _best_of_row(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     chunks = tl.arange(0, BLOCK)
-    begin(PDL)
+    pdl_launch_then_wait(PDL)
     best_ptr += row * num_chunks
     inside = chunks < num_chunks
     values = tl.load(best_ptr + chunks, mask=inside, other=0).to(tl.float32, bitcast=True)

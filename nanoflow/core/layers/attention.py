@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from nanoflow.core.interfaces import AttentionBackend
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.data.batch import Projection
 from nanoflow.core.layers.norm import RMSNorm
 from nanoflow.core.layers.rotary import Rotation, apply_rotary
-from nanoflow.core.types import Projection
 
 
 def attend(

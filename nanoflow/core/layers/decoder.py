@@ -15,14 +15,15 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from nanoflow.core.errors import CheckpointError
-from nanoflow.core.interfaces import AttentionBackend, ModelArch, ModelContext
+from nanoflow.core.config.errors import CheckpointError
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.model import ModelArch, ModelContext
+from nanoflow.core.data.parallel import RankPartials, Shard
 from nanoflow.core.layers.attention import attend
 from nanoflow.core.layers.embedding import Embedding
 from nanoflow.core.layers.linear import GatedLinear, QKVLinear, RowParallelLinear
 from nanoflow.core.layers.norm import RMSNorm
 from nanoflow.core.layers.rotary import RotaryEmbedding, Rotation
-from nanoflow.core.parallel import RankSummands, Shard
 
 
 class Attention(nn.Module):
@@ -49,9 +50,9 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(context, head_dim, config["rms_norm_eps"]) if qk_norm else None
 
     def forward(
-        self, norm: RMSNorm, x: torch.Tensor | RankSummands | None, residual: torch.Tensor, rotation: Rotation,
+        self, norm: RMSNorm, x: torch.Tensor | RankPartials | None, residual: torch.Tensor, rotation: Rotation,
         attention: AttentionBackend,
-    ) -> tuple[torch.Tensor | RankSummands | None, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor | RankPartials | None, torch.Tensor]:  # fmt: skip
         qkv, residual = self.qkv_proj.normed(norm, x, residual)
         out = attend(qkv, self.q_norm, self.k_norm, rotation, attention, self.layer)
         return self.o_proj.added(out.flatten(-2), residual)
@@ -73,8 +74,8 @@ class FeedForward(nn.Module):
         self.down_proj = RowParallelLinear(context, inner, {"down_proj": hidden}, bias)
 
     def forward(
-        self, norm: RMSNorm, x: torch.Tensor | RankSummands | None, residual: torch.Tensor
-    ) -> tuple[torch.Tensor | RankSummands | None, torch.Tensor]:
+        self, norm: RMSNorm, x: torch.Tensor | RankPartials | None, residual: torch.Tensor
+    ) -> tuple[torch.Tensor | RankPartials | None, torch.Tensor]:
         gated, residual = self.gate_up_proj.normed(norm, x, residual)
         return self.down_proj.added(gated, residual)
 
@@ -94,9 +95,9 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(context, hidden, eps)
 
     def forward(
-        self, x: torch.Tensor | RankSummands | None, residual: torch.Tensor, rotation: Rotation,
+        self, x: torch.Tensor | RankPartials | None, residual: torch.Tensor, rotation: Rotation,
         attention: AttentionBackend,
-    ) -> tuple[torch.Tensor | RankSummands | None, torch.Tensor]:  # fmt: skip
+    ) -> tuple[torch.Tensor | RankPartials | None, torch.Tensor]:  # fmt: skip
         x, residual = self.self_attn(self.input_layernorm, x, residual, rotation, attention)
         return self.mlp(self.post_attention_layernorm, x, residual)
 
@@ -155,7 +156,7 @@ class Decoder(nn.Module, ModelArch):
         self, input_ids_T: torch.Tensor, positions_T: torch.Tensor, attention: AttentionBackend
     ) -> torch.Tensor:
         rotation = self.rotary(positions_T)
-        x, residual = self.embed_tokens.summands(input_ids_T)
+        x, residual = self.embed_tokens.partials(input_ids_T)
         for layer in self.layers:
             x, residual = layer(x, residual, rotation, attention)
         return self.norm.add(x, residual)[0]

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanoflow.core.interfaces import ModelContext
-from nanoflow.core.parallel import RankSummands, Shard
+from nanoflow.core.contracts.model import ModelContext
+from nanoflow.core.data.parallel import RankPartials, Shard
 
 
 class Embedding(nn.Module):
@@ -28,10 +28,10 @@ class Embedding(nn.Module):
         """[T] -> [T, D]"""
         return self.parallel.all_reduce(self._part(input_ids_T))
 
-    def summands(self, input_ids_T: torch.Tensor) -> tuple[RankSummands | None, torch.Tensor]:
+    def partials(self, input_ids_T: torch.Tensor) -> tuple[RankPartials | None, torch.Tensor]:
         """As `forward`, or ranks' parts of it and the residual, 0, that they are added to; both for `RMSNorm.add`."""
-        x = self.parallel.summands(self._part(input_ids_T), self.weight.dtype)
-        return (x, torch.zeros_like(x.part)) if isinstance(x, RankSummands) else (None, x)
+        x = self.parallel.partials(self._part(input_ids_T), self.weight.dtype)
+        return (x, torch.zeros_like(x.part)) if isinstance(x, RankPartials) else (None, x)
 
     def _part(self, input_ids_T: torch.Tensor) -> torch.Tensor:
         """What this rank has of each vector: all or nothing."""
@@ -49,7 +49,7 @@ class Embedding(nn.Module):
     def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
         """[S, D] -> [S, V / ranks], of this rank's part of the vocabulary."""
         if hidden_SD.is_cuda:
-            from nanoflow.core.kernels.linear import linear
+            from nanoflow.core.kernels.gemm.dispatch import linear
 
             return linear(hidden_SD, self.weight)
         return F.linear(hidden_SD, self.weight)

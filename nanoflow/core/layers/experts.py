@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanoflow.core.interfaces import ModelContext
+from nanoflow.core.contracts.model import ModelContext
+from nanoflow.core.data.parallel import RankPartials, Shard
 from nanoflow.core.layers.linear import Linear
 from nanoflow.core.layers.norm import RMSNorm
-from nanoflow.core.parallel import RankSummands, Shard
 
 
 class Experts(nn.Module):
@@ -51,8 +51,8 @@ class Experts(nn.Module):
         self.down_XDF = nn.Parameter(down, requires_grad=False)
 
     def forward(
-        self, norm: RMSNorm, x: torch.Tensor | RankSummands | None, residual: torch.Tensor
-    ) -> tuple[torch.Tensor | RankSummands, torch.Tensor]:
+        self, norm: RMSNorm, x: torch.Tensor | RankPartials | None, residual: torch.Tensor
+    ) -> tuple[torch.Tensor | RankPartials, torch.Tensor]:
         hidden_TD, residual = norm.add(x, residual)
         logits_TX = self.router(hidden_TD)
         if hidden_TD.is_cuda:
@@ -60,11 +60,11 @@ class Experts(nn.Module):
 
             out = experts.mix_experts(
                 hidden_TD, logits_TX, self.gate_up_X2FD, self.down_XDF, self.num_chosen, renormalize=self.renormalize
-            )  # summands, which the next norm adds up
+            )  # partials, which the next norm adds up
         else:
             weights_TC, chosen_TC = route(logits_TX, self.num_chosen, renormalize=self.renormalize)
             out = mix_experts(hidden_TD, weights_TC, chosen_TC, self.gate_up_X2FD, self.down_XDF)
-        return self.parallel.summands(out, hidden_TD.dtype), residual
+        return self.parallel.partials(out, hidden_TD.dtype), residual
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         """The tensors of each expert apart, as checkpoints on the Hub have them."""

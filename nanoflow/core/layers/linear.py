@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanoflow.core.interfaces import ModelContext
+from nanoflow.core.contracts.model import ModelContext
+from nanoflow.core.data.parallel import RankPartials, Shard, Share
 from nanoflow.core.layers.norm import RMSNorm
-from nanoflow.core.parallel import RankSummands, Shard, Share
 
 
 class Linear(nn.Module):
@@ -40,38 +40,38 @@ class Linear(nn.Module):
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
         return self._product(x_TD)
 
-    def summands(self, x_TD: torch.Tensor) -> torch.Tensor | RankSummands:
+    def partials(self, x_TD: torch.Tensor) -> torch.Tensor | RankPartials:
         """As `forward`, or something that `RMSNorm.add` adds up to it: [C, T, D] in float32, or ranks' parts."""
         return self._product(x_TD, may_split=True)
 
     def _product(self, x_TD: torch.Tensor, *, may_split: bool = False) -> torch.Tensor:
-        """This rank's part of the result; with `may_split` also as summands."""
+        """This rank's part of the result; with `may_split` also as partials."""
         if x_TD.is_cuda:
-            from nanoflow.core.kernels.linear import linear
+            from nanoflow.core.kernels.gemm.dispatch import linear
 
             return linear(x_TD, self.weight, self.bias, gate=self.gate, may_split=may_split)
         return F.linear(x_TD, self.weight, self.bias)
 
     def added(
         self, x_TD: torch.Tensor, residual_TD: torch.Tensor
-    ) -> tuple[torch.Tensor | RankSummands | None, torch.Tensor]:
+    ) -> tuple[torch.Tensor | RankPartials | None, torch.Tensor]:
         """The result and the residual that it is yet to be added to, as `RMSNorm.add` takes them: None if it has been.
 
         May overwrite the residual.
         """
         if x_TD.is_cuda and self.parallel.size == 1:
-            from nanoflow.core.kernels.linear import added_linear
+            from nanoflow.core.kernels.gemm.dispatch import added_linear
 
             if (total := added_linear(x_TD, self.weight, self.bias, residual_TD)) is not None:
                 return None, total
-        return self.summands(x_TD), residual_TD
+        return self.partials(x_TD), residual_TD
 
     def normed(
-        self, norm: RMSNorm, x: torch.Tensor | RankSummands | None, residual_TD: torch.Tensor
+        self, norm: RMSNorm, x: torch.Tensor | RankPartials | None, residual_TD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """This layer's result for `norm.add(x, residual)`, and the next residual. Both arguments as there."""
         if residual_TD.is_cuda and x is None:
-            from nanoflow.core.kernels.linear import normed_linear
+            from nanoflow.core.kernels.gemm.dispatch import normed_linear
 
             y = normed_linear(residual_TD, norm.weight, norm.eps, self.weight, self.bias, gate=self.gate)
             if y is not None:
@@ -162,9 +162,9 @@ class RowParallelLinear(Linear):
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
         return self.parallel.all_reduce(self._product(x_TD))
 
-    def summands(self, x_TD: torch.Tensor) -> torch.Tensor | RankSummands:
-        in_norm = self.parallel.size == 1 or self.parallel.sums_in_norm(len(x_TD), len(self.weight), x_TD.dtype)
-        return self.parallel.summands(self._product(x_TD, may_split=in_norm), x_TD.dtype)
+    def partials(self, x_TD: torch.Tensor) -> torch.Tensor | RankPartials:
+        in_norm = self.parallel.size == 1 or self.parallel.fuses_norm(len(x_TD), len(self.weight), x_TD.dtype)
+        return self.parallel.partials(self._product(x_TD, may_split=in_norm), x_TD.dtype)
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         return {prefix + name: None for name in self.biases} | super().weights(prefix)

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanoflow.core.interfaces import ModelContext
-from nanoflow.core.parallel import RankSummands, Shard
+from nanoflow.core.contracts.model import ModelContext
+from nanoflow.core.data.parallel import RankPartials, Shard
 
 
 class RMSNorm(nn.Module):
@@ -27,14 +27,14 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.size, self.weight, self.eps)
 
     def add(
-        self, x: torch.Tensor | RankSummands | None, residual: torch.Tensor
+        self, x: torch.Tensor | RankPartials | None, residual: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
         """The norm of `x + residual` [T, D], and that sum, which is the next residual and may overwrite this one.
 
-        None stands for x = 0, and [C, T, D] for summands of x.
+        None stands for x = 0, and [C, T, D] for partials of x.
         """
-        if isinstance(x, RankSummands):
-            return x.group.sum_add_norm(x.part, residual, self.weight, self.eps)
+        if isinstance(x, RankPartials):
+            return x.group.allreduce_add_norm(x.part, residual, self.weight, self.eps)
         if residual.is_cuda:
             from nanoflow.core.kernels.norm import add_rms_norm
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nanoflow.core.errors import CheckpointError
-from nanoflow.core.interfaces import ModelContext
+from nanoflow.core.config.errors import CheckpointError
+from nanoflow.core.contracts.model import ModelContext
 
 # Those whose frequencies don't depend on a sequence's length, as far as the model has positions: "dynamic" stretches
 # what lies beyond, which the engine refuses.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from nanoflow.core.hookspecs import hookimpl
-from nanoflow.core.interfaces import AttentionBackend, AttentionContext, Component, NoOptions
+from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.registry.component import Component, NoOptions
+from nanoflow.core.registry.hookspecs import hookimpl
 from nanoflow.plugins.attention.options import FlashConfig, flash_missing, interpreted, triton_missing
 
 
@@ -25,31 +26,31 @@ def nanoflow_attention_backends() -> list[Component]:
 
 
 def _torch(config: NoOptions, context: AttentionContext) -> AttentionBackend:
-    from nanoflow.plugins.attention.torch_paged import TorchAttention
+    from nanoflow.plugins.attention.torch.backend import TorchAttention
 
     return TorchAttention(config, context)
 
 
 def _triton(config: NoOptions, context: AttentionContext) -> AttentionBackend:
-    from nanoflow.plugins.attention.triton_paged import TritonAttention
+    from nanoflow.plugins.attention.triton.backend import TritonAttention
 
     return TritonAttention(config, context)
 
 
 def _triton_supports(config: NoOptions, context: AttentionContext) -> str | None:
-    from nanoflow.plugins.attention.triton_paged import why_not
+    from nanoflow.plugins.attention.triton.backend import why_not
 
     return why_not(context, interpreted=interpreted())
 
 
 def _flash(config: FlashConfig, context: AttentionContext) -> AttentionBackend:
-    from nanoflow.plugins.attention.flash import FlashAttention
+    from nanoflow.plugins.attention.flash.backend import FlashAttention
 
     return FlashAttention(config, context)
 
 
 def _flash_supports(config: FlashConfig, context: AttentionContext) -> str | None:
-    from nanoflow.plugins.attention.flash_versions import choose
+    from nanoflow.plugins.attention.flash.versions import choose
 
     return choose(context)[1] or None
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from nanoflow.core.interfaces import AttentionContext, NoOptions
-from nanoflow.core.types import AttentionInput
-from nanoflow.plugins.attention.flash import FlashCalls
-from nanoflow.plugins.attention.flash_versions import Rows
-from nanoflow.plugins.attention.triton_paged import TritonAttention
+from nanoflow.core.contracts.attention import AttentionContext
+from nanoflow.core.data.batch import AttentionInput
+from nanoflow.core.registry.component import NoOptions
+from nanoflow.plugins.attention.flash.backend import FlashCalls
+from nanoflow.plugins.attention.flash.versions import Rows
+from nanoflow.plugins.attention.triton.backend import TritonAttention
 
 
 class HybridAttention(TritonAttention):

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from nanoflow.core.config import is_int, option, require
+from nanoflow.core.config.fields import is_int, option, require
 
 # Top-level packages of FlashAttention-3, and of FlashAttention-2 and -4.
 FLASH_PACKAGES = ("flash_attn_interface", "flash_attn")

@@ -6,8 +6,8 @@ from abc import abstractmethod
 
 import torch
 
-from nanoflow.core.interfaces import AttentionBackend, AttentionContext
-from nanoflow.core.types import AttentionInput
+from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.data.batch import AttentionInput
 
 
 class PagedAttention(AttentionBackend):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nanoflow.core.hookspecs import hookimpl
-from nanoflow.core.interfaces import Component
+from nanoflow.core.registry.component import Component
+from nanoflow.core.registry.hookspecs import hookimpl
 from nanoflow.plugins.block_managers.plain import PlainBlockManager
 from nanoflow.plugins.block_managers.prefix import PrefixBlockManager
 from nanoflow.plugins.block_managers.radix import RadixBlockManager

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import xxhash
 
-from nanoflow.core.interfaces import BlockManager, BlockManagerContext, NoOptions
-from nanoflow.core.types import Sequence
+from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
+from nanoflow.core.data.sequence import Sequence
+from nanoflow.core.registry.component import NoOptions
 
 
 class Key(NamedTuple):

@@ -10,8 +10,9 @@ from array import array
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from nanoflow.core.interfaces import BlockManager, BlockManagerContext, NoOptions
-from nanoflow.core.types import Sequence
+from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
+from nanoflow.core.data.sequence import Sequence
+from nanoflow.core.registry.component import NoOptions
 
 
 @dataclass(eq=False, slots=True)

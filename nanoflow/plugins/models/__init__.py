@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import partial
 from importlib import import_module
 
-from nanoflow.core.hookspecs import hookimpl
-from nanoflow.core.interfaces import Component, ModelArch, ModelContext, NoOptions
+from nanoflow.core.contracts.model import ModelArch, ModelContext
+from nanoflow.core.registry.component import Component, NoOptions
+from nanoflow.core.registry.hookspecs import hookimpl
 
 
 @hookimpl

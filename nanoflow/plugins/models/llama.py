@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from nanoflow.core.interfaces import ModelContext
+from nanoflow.core.contracts.model import ModelContext
 from nanoflow.core.layers import Attention, Decoder, DecoderLayer, FeedForward
 
 

@@ -1,10 +1,10 @@
-"""Qwen2 and Qwen2.5 (Qwen team, 2024): grouped-query attention with biases on queries, keys and values."""
+"""Qwen2 and Qwen2.5 (Qwen rank_group, 2024): grouped-query attention with biases on queries, keys and values."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from nanoflow.core.interfaces import ModelContext
+from nanoflow.core.contracts.model import ModelContext
 from nanoflow.core.layers import Attention, Decoder, DecoderLayer, FeedForward
 
 

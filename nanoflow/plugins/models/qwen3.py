@@ -1,10 +1,10 @@
-"""Qwen3, dense (Qwen team, 2025): Qwen2 with a norm on each query and key head in place of biases."""
+"""Qwen3, dense (Qwen rank_group, 2025): Qwen2 with a norm on each query and key head in place of biases."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from nanoflow.core.interfaces import ModelContext
+from nanoflow.core.contracts.model import ModelContext
 from nanoflow.core.layers import Attention, DecoderLayer, FeedForward
 from nanoflow.plugins.models.qwen2 import Qwen2
 

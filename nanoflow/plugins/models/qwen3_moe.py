@@ -1,10 +1,10 @@
-"""Qwen3-MoE (Qwen team, 2025), such as Qwen3-30B-A3B: Qwen3 with a mixture of experts in most layers."""
+"""Qwen3-MoE (Qwen rank_group, 2025), such as Qwen3-30B-A3B: Qwen3 with a mixture of experts in most layers."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from nanoflow.core.interfaces import ModelContext
+from nanoflow.core.contracts.model import ModelContext
 from nanoflow.core.layers import DecoderLayer, Experts, FeedForward
 from nanoflow.plugins.models.qwen3 import Qwen3
 

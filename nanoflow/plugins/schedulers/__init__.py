@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nanoflow.core.config import SchedulerConfig
-from nanoflow.core.hookspecs import hookimpl
-from nanoflow.core.interfaces import Component
+from nanoflow.core.config.engine_config import SchedulerConfig
+from nanoflow.core.registry.component import Component
+from nanoflow.core.registry.hookspecs import hookimpl
 from nanoflow.plugins.schedulers.fcfs import FCFSScheduler
 from nanoflow.plugins.schedulers.lpm import LPMConfig, LPMScheduler
 from nanoflow.plugins.schedulers.priority import PriorityConfig, PriorityScheduler

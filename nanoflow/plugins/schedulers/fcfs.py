@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nanoflow.core.types import Sequence
-from nanoflow.plugins.schedulers.continuous import ContinuousScheduler
+from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler
+from nanoflow.core.data.sequence import Sequence
 
 
 class FCFSScheduler(ContinuousScheduler):

@@ -8,10 +8,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from nanoflow.core.config import SchedulerConfig, is_int, option, require
-from nanoflow.core.interfaces import SchedulerContext
-from nanoflow.core.types import Sequence
-from nanoflow.plugins.schedulers.continuous import ContinuousScheduler, Place
+from nanoflow.core.config.engine_config import SchedulerConfig
+from nanoflow.core.config.fields import is_int, option, require
+from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler, Place
+from nanoflow.core.contracts.scheduler import SchedulerContext
+from nanoflow.core.data.sequence import Sequence
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanoflow.core.config import SchedulerConfig, is_number, option, require
-from nanoflow.core.interfaces import SchedulerContext
-from nanoflow.core.types import Sequence
-from nanoflow.plugins.schedulers.continuous import ContinuousScheduler
+from nanoflow.core.config.engine_config import SchedulerConfig
+from nanoflow.core.config.fields import is_number, option, require
+from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler
+from nanoflow.core.contracts.scheduler import SchedulerContext
+from nanoflow.core.data.sequence import Sequence
 
 
 @dataclass(frozen=True)

@@ -11,21 +11,26 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from nanoflow.core.graphs import RowState, gather_rows
-from nanoflow.core.kernels import experts, few_rows, gate, linear, many_rows, norm, ranks, rotary, sampling
+from nanoflow.core.data.batch import Projection
+from nanoflow.core.data.parallel import Group, ParallelContext
+from nanoflow.core.execution.cuda_graphs import SlotState, gather_step_inputs
+from nanoflow.core.execution.pinned_io import PinnedIO
+from nanoflow.core.execution.step_buffer import StepBuffer, StepInput
+from nanoflow.core.kernels import allreduce_rmsnorm as ranks
+from nanoflow.core.kernels import experts, norm, rotary, sampling
 from nanoflow.core.kernels import logits as kernels_logits
-from nanoflow.core.kernels import rows as kernels_rows
+from nanoflow.core.kernels import step_inputs as kernels_rows
 from nanoflow.core.kernels.embedding import look_up
 from nanoflow.core.kernels.filters import thresholds
-from nanoflow.core.kernels.product import Tiling
+from nanoflow.core.kernels.gemm import gemv, tiled
+from nanoflow.core.kernels.gemm import silu_mul as gate
+from nanoflow.core.kernels.gemm import skinny as few_rows
+from nanoflow.core.kernels.gemm import tma as many_rows
+from nanoflow.core.kernels.gemm.tiling import Tiling
 from nanoflow.core.layers import apply_rotary
 from nanoflow.core.layers.experts import mix_experts, route
-from nanoflow.core.logits import adjust
-from nanoflow.core.mailbox import Mailbox
-from nanoflow.core.parallel import Group, ParallelContext
-from nanoflow.core.sampler import Filters, gumbel_noise, keep_likely, keep_top
-from nanoflow.core.step import StepBuffer, StepInput
-from nanoflow.core.types import Projection
+from nanoflow.core.sampling.logits import adjust
+from nanoflow.core.sampling.sampler import Filters, gumbel_noise, keep_likely, keep_top
 
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -107,7 +112,7 @@ def check_sums(
             ]
         total = residual.float() + sum(x.float().reshape(-1, rows, size).sum(0) for x in xs)
         poison(device)
-        out, summed = ranks.sum_add_rms_norm(
+        out, summed = ranks.allreduce_add_rms_norm(
             xs[rank], residual, weight, 1e-6, addresses, counter, left, rank, most_words,
             owned=rows >= len(addresses) and number % 2 == 0,
         )  # fmt: skip
@@ -155,7 +160,7 @@ def check_rotary(
 
 
 def check_vector(
-    outputs: int, size: int, gated: bool, normed: bool, bias: bool, setting: linear.Vector, dtype: torch.dtype,
+    outputs: int, size: int, gated: bool, normed: bool, bias: bool, setting: gemv.Vector, dtype: torch.dtype,
     device: str,
 ) -> None:  # fmt: skip
     x = random(1, size, dtype=dtype, device=device, seed=1)
@@ -166,11 +171,11 @@ def check_vector(
     expected = product(hidden, weight, b, gated)
     options = {"norm": (norm_weight, 1e-6) if normed else None}
     poison(device)
-    close(linear.vector_linear(x, weight, b, setting, gate=gated, **options), expected, dtype)
+    close(gemv.vector_linear(x, weight, b, setting, gate=gated, **options), expected, dtype)
     if not gated:
         residual = random(1, outputs, dtype=dtype, device=device, seed=5)
         total = residual.float() + expected.to(dtype).float()
-        assert linear.vector_linear(x, weight, b, setting, **options, residual_MN=residual) is residual
+        assert gemv.vector_linear(x, weight, b, setting, **options, residual_MN=residual) is residual
         close(residual, total, dtype)
 
 
@@ -208,7 +213,7 @@ def check_tile(
     weight = strided(outputs, size, dtype=dtype, device=device, seed=2) / size**0.5
     b = random(outputs, dtype=dtype, device=device, seed=3) if bias else None
     poison(device)
-    product_of = linear.tile_linear if isinstance(setting, linear.Tile) else many_rows.many_linear
+    product_of = tiled.tile_linear if isinstance(setting, tiled.Tile) else many_rows.many_linear
     y = product_of(x, weight, b, setting, gate=gated)
     if setting.splits > 1:
         assert 1 < y.shape[0] <= setting.splits
@@ -370,7 +375,7 @@ def check_gather_rows(num_tokens: int, num_seqs: int, width: int, block_size: in
         return torch.randint(low, high, shape, generator=generator)
 
     tables, last_token = integers(0, 10**6, num_rows, width).int(), integers(0, 10**5, num_rows)
-    rows = RowState(tables, last_token, torch.rand(num_rows, generator=generator), integers(-(2**62), 2**62, num_rows))
+    rows = SlotState(tables, last_token, torch.rand(num_rows, generator=generator), integers(-(2**62), 2**62, num_rows))
     context_lens = integers(1, width * block_size + 1, num_seqs).int()
     token_ids, nothing = integers(-num_rows, 1000, num_tokens), torch.empty(0)
     step = StepInput(
@@ -378,9 +383,9 @@ def check_gather_rows(num_tokens: int, num_seqs: int, width: int, block_size: in
         context_lens,
     )  # fmt: skip
     expected_tables = torch.empty(num_seqs, width, dtype=torch.int32)
-    expected = gather_rows(rows, step, block_size, expected_tables)
+    expected = gather_step_inputs(rows, step, block_size, expected_tables)
     found_tables = torch.full((num_seqs, width), -1, dtype=torch.int32, device=device)
-    found = kernels_rows.gather_rows(
+    found = kernels_rows.gather_step_inputs(
         *(x.to(device) for x in (token_ids, last_token, step.rows_S, context_lens, tables)),
         rows.temperature_R.to(device), rows.seed_R.to(device), block_size, found_tables, None,
     )  # fmt: skip
@@ -392,28 +397,28 @@ def check_gather_rows(num_tokens: int, num_seqs: int, width: int, block_size: in
 
 def check_mailbox(num_tokens: int, num_seqs: int, device: str) -> None:
     """Steps in a row, each by the kernels: what the host wrote arrives, and what was drawn comes back."""
-    mailbox = Mailbox(num_tokens, num_seqs, torch.device(device))
+    pinned_io = PinnedIO(num_tokens, num_seqs, torch.device(device))
     integers, reals = torch.zeros(num_seqs, dtype=torch.int64, device=device), torch.zeros(num_seqs, device=device)
     tables = torch.zeros(num_seqs, 1, dtype=torch.int32, device=device)
     posted = []
     for turn in range(5):
         generator = torch.Generator().manual_seed(turn)
         T = num_tokens - turn % 2
-        host, buffer = mailbox.open(T, num_seqs), StepBuffer(T, num_seqs, torch.device(device))
+        host, buffer = pinned_io.open(T, num_seqs), StepBuffer(T, num_seqs, torch.device(device))
         host.memory.random_(256, generator=generator)
-        kernels_rows.receive(mailbox.inbox, mailbox.turn_1, buffer.memory)
+        kernels_rows.receive(pinned_io.inbox, pinned_io.turn_1, buffer.memory)
         assert torch.equal(buffer.memory.cpu(), host.memory)
-        kernels_rows.gather_rows(
-            integers, integers, integers, integers.int(), tables, reals, integers, 16, tables.clone(), mailbox.turn_1
+        kernels_rows.gather_step_inputs(
+            integers, integers, integers, integers.int(), tables, reals, integers, 16, tables.clone(), pinned_io.turn_1
         )
         logits = torch.randn(num_seqs, 300, generator=generator).to(device)
         drawn = sampling.draw(
-            logits, reals, integers, integers, outbox=mailbox.outbox, turn_1=mailbox.turn_1
+            logits, reals, integers, integers, outbox=pinned_io.outbox, turn_1=pinned_io.turn_1
         )  # fmt: skip
-        tokens, done = mailbox.send()
+        tokens, done = pinned_io.send()
         if done is not None:
             done.synchronize()
         posted.append((tokens, drawn.cpu()))
         for earlier, expected in posted[-2:]:  # the one before is still there
             assert torch.equal(earlier[:num_seqs], expected)
-    assert int(mailbox.turn_1) == mailbox.num_sent == 5
+    assert int(pinned_io.turn_1) == pinned_io.num_sent == 5

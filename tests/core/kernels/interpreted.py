@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from nanoflow.core.kernels import ranks
+from nanoflow.core.kernels import allreduce_rmsnorm as ranks
 from nanoflow.core.kernels.experts import GroupedTile
-from nanoflow.core.kernels.few_rows import Few
-from nanoflow.core.kernels.linear import Tile, Vector
-from nanoflow.core.kernels.product import Tiling
+from nanoflow.core.kernels.gemm.gemv import Vector
+from nanoflow.core.kernels.gemm.skinny import Few
+from nanoflow.core.kernels.gemm.tiled import Tile
+from nanoflow.core.kernels.gemm.tiling import Tiling
 from tests.core.kernels import checks
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -83,7 +84,7 @@ def test_a_sum_can_be_left() -> None:
     x, residual = torch.ones(1, 8), torch.ones(1, 8)
     x.view(torch.int32)[0, 2] = -1
     addresses = torch.tensor([inbox.data_ptr() for inbox in inboxes])
-    _, total = ranks.sum_add_rms_norm(x, residual, torch.ones(8), 1e-6, addresses, counter, left, 0, 8)
+    _, total = ranks.allreduce_add_rms_norm(x, residual, torch.ones(8), 1e-6, addresses, counter, left, 0, 8)
     assert counter.tolist() == [1] * 4
     assert total.shape == (1, 8)
     assert total.isnan().all(), "the others' words are missing"

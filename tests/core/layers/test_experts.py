@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from nanoflow.core.checkpoint import load_weights
-from nanoflow.core.errors import ConfigError
-from nanoflow.core.interfaces import ModelContext
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.contracts.model import ModelContext
+from nanoflow.core.data.parallel import ParallelContext
 from nanoflow.core.layers import Experts, RMSNorm
 from nanoflow.core.layers.experts import route
-from nanoflow.core.parallel import ParallelContext
+from nanoflow.core.loading.safetensors import load_weights
 from nanoflow.testing.ranks import on_ranks
 from tests.core.sentences import raises_sentence
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from nanoflow.core.interfaces import AttentionBackend, ModelContext
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.model import ModelContext
 from nanoflow.core.layers import GatedLinear, Linear, RMSNorm, Rotation, attend
-from nanoflow.core.sampler import Filters, gumbel_noise, keep_likely, keep_top, sample
+from nanoflow.core.sampling.sampler import Filters, gumbel_noise, keep_likely, keep_top, sample
 
 CONTEXT = ModelContext({}, torch.float32, torch.device("cpu"), 32)
 SIZE, HEAD_DIM, BLOCK_SIZE = 24, 8, 4
@@ -64,7 +65,7 @@ def test_a_layer_behind_a_norm() -> None:
         y, total = layer.normed(norm, x, residual)
         torch.testing.assert_close(y, expected)
         torch.testing.assert_close(total, x + residual)
-        torch.testing.assert_close(layer.summands(hidden), expected)
+        torch.testing.assert_close(layer.partials(hidden), expected)
 
 
 def test_queries_come_back_and_keys_and_values_are_stored() -> None:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nanoflow.core.checkpoint import fill_random, load_weights
-from nanoflow.core.errors import ConfigError
-from nanoflow.core.interfaces import ModelContext
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.contracts.model import ModelContext
+from nanoflow.core.data.parallel import ParallelContext, RankPartials, Shard, Share
 from nanoflow.core.layers import (
     ColumnParallelLinear,
     Embedding,
@@ -22,7 +22,8 @@ from nanoflow.core.layers import (
     RMSNorm,
     RowParallelLinear,
 )
-from nanoflow.core.parallel import ParallelContext, RankSummands, Shard, Share
+from nanoflow.core.loading.dummy import fill_random
+from nanoflow.core.loading.safetensors import load_weights
 from nanoflow.testing.ranks import on_ranks
 from tests.core.sentences import raises_sentence
 
@@ -77,7 +78,7 @@ def test_linear_layers(name: str, size: int, tmp_path: Path) -> None:
         layer = LAYERS[name](replace(WHOLE, parallel=parallel))
         load_weights(folder, layer.weights("x."))
         own = x.chunk(size, -1)[parallel.rank] if isinstance(layer, RowParallelLinear) else x
-        torch.testing.assert_close(layer.summands(own), layer(own))
+        torch.testing.assert_close(layer.partials(own), layer(own))
         return layer(own)
 
     for rank, part in enumerate(on_ranks(size, work)):
@@ -99,9 +100,9 @@ def test_a_norm_adds_up_ranks(in_norm: bool, tmp_path: Path) -> None:
         layer = LAYERS["rows"](replace(WHOLE, parallel=parallel))
         load_weights(folder, layer.weights("x."))
         own = x.chunk(2, -1)[parallel.rank]
-        assert isinstance(layer.summands(own), RankSummands) == in_norm
-        normed, total = norm.add(layer.summands(own), residual)
-        y, same_total = last.normed(norm, layer.summands(own), residual)
+        assert isinstance(layer.partials(own), RankPartials) == in_norm
+        normed, total = norm.add(layer.partials(own), residual)
+        y, same_total = last.normed(norm, layer.partials(own), residual)
         assert torch.equal(same_total, total)
         return [normed, total, y]
 
@@ -123,8 +124,8 @@ def test_embedding_and_head(size: int, in_norm: bool, tmp_path: Path) -> None:
         load_weights(tmp_path, layer.weights("x"))
         norm = RMSNorm(replace(WHOLE, parallel=parallel), HIDDEN, 1e-6)
         norm.weight.fill_(1)
-        x, residual = layer.summands(token_ids)
-        assert isinstance(x, RankSummands) == (in_norm and size > 1)
+        x, residual = layer.partials(token_ids)
+        assert isinstance(x, RankPartials) == (in_norm and size > 1)
         torch.testing.assert_close(norm.add(x, residual)[1], layer(token_ids))
         return layer(token_ids), parallel.all_gather(layer.logits(hidden))
 

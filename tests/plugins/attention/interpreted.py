@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from nanoflow.plugins.attention import triton_settings
-from nanoflow.plugins.attention.triton_prefill import TritonPrefill
-from nanoflow.plugins.attention.triton_settings import DecodeSettings, PrefillSettings
+from nanoflow.plugins.attention.triton import settings as triton_settings
+from nanoflow.plugins.attention.triton.prefill import TritonPrefill
+from nanoflow.plugins.attention.triton.settings import DecodeSettings, PrefillSettings
 from nanoflow.testing import AttentionBackendSuite
 from nanoflow.testing.batches import Case, context
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nanoflow.core.errors import ConfigError
-from nanoflow.core.interfaces import Component
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.registry.component import Component
 from nanoflow.plugins.attention import nanoflow_attention_backends, options
-from nanoflow.plugins.attention.flash import splits
-from nanoflow.plugins.attention.flash_versions import VERSIONS, choose
+from nanoflow.plugins.attention.flash.backend import splits
+from nanoflow.plugins.attention.flash.versions import VERSIONS, choose
 from nanoflow.plugins.attention.options import FLASH_PACKAGES, FlashConfig
 from nanoflow.testing.batches import context
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanoflow.plugins.attention.torch_paged import PADDING_TOKENS, similar
+from nanoflow.plugins.attention.torch.backend import PADDING_TOKENS, similar
 from nanoflow.testing import AttentionBackendSuite
 
 

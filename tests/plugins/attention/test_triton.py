@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanoflow.core.interfaces import NoOptions
+from nanoflow.core.registry.component import NoOptions
 from nanoflow.plugins.attention import nanoflow_attention_backends
 from nanoflow.testing.batches import context
 

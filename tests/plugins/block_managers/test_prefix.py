@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from nanoflow.core.config import SamplingParams
-from nanoflow.core.interfaces import BlockManagerContext, NoOptions
-from nanoflow.core.types import Sequence
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.contracts.block_manager import BlockManagerContext
+from nanoflow.core.data.sequence import Sequence
+from nanoflow.core.registry.component import NoOptions
 from nanoflow.plugins.block_managers import prefix
 from nanoflow.plugins.block_managers.prefix import PrefixBlockManager
 

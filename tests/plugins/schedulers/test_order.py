@@ -7,10 +7,12 @@ from statistics import median
 
 import pytest
 
-from nanoflow.core.config import SamplingParams
-from nanoflow.core.interfaces import BlockManagerContext, NoOptions, Scheduler, SchedulerContext
-from nanoflow.core.registry import Registry
-from nanoflow.core.types import Sequence
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.contracts.block_manager import BlockManagerContext
+from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
+from nanoflow.core.data.sequence import Sequence
+from nanoflow.core.registry.component import NoOptions
+from nanoflow.core.registry.registry import Registry
 from nanoflow.plugins.block_managers.radix import RadixBlockManager
 
 

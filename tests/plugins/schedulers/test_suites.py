@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from nanoflow.core.config import SamplingParams
-from nanoflow.core.types import Batch
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.data.batch import Batch
 from nanoflow.testing import SchedulerSuite
 from nanoflow.testing.world import Plan, World
 

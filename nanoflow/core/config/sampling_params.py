@@ -1,0 +1,189 @@
+"""`SamplingParams`: how the tokens of one request are chosen, and what its output must match."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from nanoflow.core.config.errors import ConfigError, shown
+from nanoflow.core.config.fields import field_names, is_int, is_number, list_of, option, require
+
+
+class RequestOutputKind(str, Enum):
+    """What a streamed request's outputs hold. Names follow vLLM; the values are the names, for files and overrides."""
+
+    CUMULATIVE = "CUMULATIVE"  # each output holds all that there is so far
+    DELTA = "DELTA"  # each output holds what is new
+    FINAL_ONLY = "FINAL_ONLY"  # there is one output, at the end
+
+    __str__ = str.__str__
+
+
+@dataclass(frozen=True)
+class StructuredOutputsParams:
+    """What the whole output of a request must match; exactly one field is set. Names follow vLLM.
+
+    Attributes:
+        json: a JSON schema: a dict, its text, or an object with `model_json_schema()` such as a pydantic model, which
+            is asked for it once.
+        choice: two of its texts may begin alike; the longer one stays possible until the shorter one is ended.
+
+    Raises:
+        ConfigError: a value of the wrong type, or not exactly one of them.
+    """
+
+    json: Any = option(None, "a JSON schema: an object, or its text")
+    regex: str | None = option(None, "a regular expression for the whole output, without look-around")
+    choice: list[str] | None = option(None, "texts, one of which is the output")
+    grammar: str | None = option(None, "a context-free grammar: Lark with the rule start, or GBNF with the rule root")
+    json_object: bool = option(False, "any JSON object")
+
+    def __post_init__(self) -> None:
+        if hasattr(self.json, "model_json_schema"):
+            object.__setattr__(self, "json", self.json.model_json_schema())
+        require(self.json is None or _is_schema(self.json), "json", self.json,
+                "a JSON schema: a dict, the text of a JSON object, or a pydantic model")  # fmt: skip
+        for name, kind in {"regex": "a regular expression", "grammar": "a grammar"}.items():
+            value = getattr(self, name)
+            require(value is None or (isinstance(value, str) and value != ""), name, value, f"{kind}, a non-empty text")
+        require(self.choice != [] and list_of(self.choice, lambda s: isinstance(s, str) and s != ""), "choice",
+                self.choice, "a non-empty list of non-empty texts")  # fmt: skip
+        require(isinstance(self.json_object, bool), "json_object", self.json_object, "true or false")
+        given = [name for name in field_names(type(self)) if getattr(self, name) not in (None, False)]
+        if len(given) != 1:
+            raise ConfigError(
+                f"structured_outputs must have exactly one of {', '.join(field_names(type(self)))}, "
+                f"got {' and '.join(given) or 'none'}."
+            )
+
+    @property
+    def kind(self) -> str:
+        """The name of the one field that is set."""
+        return next(name for name in field_names(type(self)) if getattr(self, name) not in (None, False))
+
+
+def _is_schema(value: object) -> bool:
+    """Whether this is a JSON object, or its text; whether it is a schema turns out later."""
+    try:
+        return isinstance(json.loads(value if isinstance(value, str) else json.dumps(value)), dict)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of one request are chosen. Names, meanings and defaults follow vLLM's `SamplingParams`.
+
+    Logits pass through, in this order: what is forbidden or favoured (allowed_token_ids, logit_bias, bad_words, stop
+    tokens before min_tokens); penalties (repetition, then frequency and presence); temperature, top_k, top_p, min_p.
+    `docs/sampling.md` describes each field.
+
+    Raises:
+        ConfigError: a value out of its range; the message names the field, the value and the range.
+    """
+
+    n: int = option(1, "completions of each prompt; they share the prompt's KV blocks")
+    output_kind: RequestOutputKind = option(
+        RequestOutputKind.CUMULATIVE, "what streamed outputs hold: CUMULATIVE | DELTA | FINAL_ONLY"
+    )
+    temperature: float = option(1.0, "0 is greedy; higher is more random")
+    top_p: float = option(1.0, "keep the likeliest tokens that hold this share of probability, in (0, 1]")
+    top_k: int = option(0, "keep this many likeliest tokens; 0 or -1 keeps all")
+    min_p: float = option(0.0, "drop tokens less likely than this share of the likeliest, in [0, 1]")
+    repetition_penalty: float = option(1.0, "> 1 weakens tokens of prompt and output, < 1 favours them; > 0")
+    presence_penalty: float = option(0.0, "taken from the logits of tokens of the output, in [-2, 2]")
+    frequency_penalty: float = option(0.0, "the same, once for each time the token is there, in [-2, 2]")
+    logit_bias: dict[int, float] | None = option(None, "token id -> what its logit gets added, in [-100, 100]")
+    allowed_token_ids: list[int] | None = option(None, "generate these token ids only")
+    bad_words: list[str] | None = option(None, "texts that are not generated")
+    seed: int | None = option(None, "the same seed draws the same tokens in any batch; null: from engine.seed")
+    max_tokens: int | None = option(16, "most tokens to generate; null: up to max_model_len")
+    min_tokens: int = option(0, "no stop token or stop string ends the request before this many tokens")
+    stop: list[str] | None = option(None, "strings that end the request; not part of its text")
+    stop_token_ids: list[int] | None = option(None, "token ids that end the request; not part of its text")
+    ignore_eos: bool = option(False, "go on after the end-of-sequence token")
+    include_stop_str_in_output: bool = option(False, "keep the stop string or stop token that ended it in the text")
+    logprobs: int | None = option(
+        None, "log-probabilities of so many likeliest tokens beside each generated one; -1: all"
+    )
+    prompt_logprobs: int | None = option(None, "the same for the tokens of the prompt")
+    prompt_logprobs_start: int = option(0, "index of the first token of the prompt that prompt_logprobs is for")
+    detokenize: bool = option(True, "false: token ids only, no text")
+    skip_special_tokens: bool = option(True, "leave special tokens out of the text")
+    truncate_prompt_tokens: int | None = option(
+        None, "use only so many last tokens of the prompt; -1: as many as leave room for max_tokens"
+    )
+    priority: int = option(0, "who goes first with scheduler=priority: smaller is earlier")
+    structured_outputs: StructuredOutputsParams | None = option(
+        None, "what the output must match: one of json, regex, choice, grammar, json_object"
+    )
+
+    def __post_init__(self) -> None:
+        require(is_int(self.n) and self.n >= 1, "n", self.n, "an integer >= 1")
+        require(self.output_kind in list(RequestOutputKind), "output_kind", self.output_kind,
+                "CUMULATIVE, DELTA or FINAL_ONLY of RequestOutputKind")  # fmt: skip
+        object.__setattr__(self, "output_kind", RequestOutputKind(self.output_kind))
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", [self.stop])
+        if isinstance(self.logit_bias, dict):  # JSON has no integers for keys
+            bias = {int(k) if isinstance(k, str) and k.isdecimal() else k: v for k, v in self.logit_bias.items()}
+            object.__setattr__(self, "logit_bias", bias)
+        require(is_number(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "a number >= 0")
+        require(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "a number in (0, 1]")
+        require(
+            is_int(self.top_k) and self.top_k >= -1, "top_k", self.top_k, "an integer >= 1, or 0 or -1 for all tokens"
+        )
+        require(is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "a number in [0, 1]")
+        require(self.seed is None or is_int(self.seed), "seed", self.seed, "an integer or None")
+        require(self.max_tokens is None or (is_int(self.max_tokens) and self.max_tokens >= 1), "max_tokens",
+                self.max_tokens, "an integer >= 1, or None for as many as fit")  # fmt: skip
+        require(is_int(self.min_tokens) and self.min_tokens >= 0, "min_tokens", self.min_tokens, "an integer >= 0")
+        require(self.max_tokens is None or self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens,
+                f"at most max_tokens ({shown(self.max_tokens)})")  # fmt: skip
+        require(list_of(self.stop, lambda s: isinstance(s, str) and s != ""), "stop", self.stop,
+                "a non-empty string or a list of them")  # fmt: skip
+        require(list_of(self.stop_token_ids, lambda i: is_int(i) and i >= 0), "stop_token_ids", self.stop_token_ids,
+                "a list of integers >= 0")  # fmt: skip
+        self._check_logits()
+        self._check_output()
+
+    @property
+    def penalties(self) -> tuple[float, float, float] | None:
+        """Those for repetition, presence and frequency; None if there is none."""
+        penalties = self.repetition_penalty, self.presence_penalty, self.frequency_penalty
+        return None if penalties == (1, 0, 0) else penalties
+
+    def _check_logits(self) -> None:
+        require(is_number(self.repetition_penalty) and self.repetition_penalty > 0, "repetition_penalty",
+                self.repetition_penalty, "a number > 0")  # fmt: skip
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            require(is_number(value) and -2 <= value <= 2, name, value, "a number in [-2, 2]")
+        bias = self.logit_bias
+        require(bias is None or (isinstance(bias, dict) and all(is_int(key) and key >= 0 for key in bias)
+                and all(is_number(value) and -100 <= value <= 100 for value in bias.values())),
+                "logit_bias", bias, "a map from token ids >= 0 to numbers in [-100, 100]")  # fmt: skip
+        allowed = self.allowed_token_ids
+        require(allowed is None or (bool(allowed) and list_of(allowed, lambda i: is_int(i) and i >= 0)),
+                "allowed_token_ids", allowed, "a list of integers >= 0, at least one")  # fmt: skip
+        require(list_of(self.bad_words, lambda s: isinstance(s, str) and s.strip() != ""), "bad_words",
+                self.bad_words, "a list of texts that are not blank")  # fmt: skip
+
+    def _check_output(self) -> None:
+        for name in ("ignore_eos", "include_stop_str_in_output", "detokenize", "skip_special_tokens"):
+            require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+        require(self.detokenize or not self.stop, "detokenize", self.detokenize, "true where there are stop strings")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            require(value is None or (is_int(value) and value >= -1), name, value,
+                    "an integer >= 0, -1 for all tokens, or None for none")  # fmt: skip
+        start = self.prompt_logprobs_start
+        require(is_int(start) and start >= 0, "prompt_logprobs_start", start, "an integer >= 0")
+        length = self.truncate_prompt_tokens
+        require(length is None or (is_int(length) and (length >= 1 or length == -1)), "truncate_prompt_tokens", length,
+                "an integer >= 1, -1 for what fits, or None")  # fmt: skip
+        require(is_int(self.priority), "priority", self.priority, "an integer")
+        require(self.structured_outputs is None or isinstance(self.structured_outputs, StructuredOutputsParams),
+                "structured_outputs", self.structured_outputs, "a StructuredOutputsParams or None")  # fmt: skip

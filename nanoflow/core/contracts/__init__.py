@@ -1,0 +1,19 @@
+"""What a plugin of each role promises. The docstrings are the specification."""
+
+from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
+from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler
+from nanoflow.core.contracts.model import ModelArch, ModelContext
+from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
+
+__all__ = [
+    "AttentionBackend",
+    "AttentionContext",
+    "BlockManager",
+    "BlockManagerContext",
+    "ContinuousScheduler",
+    "ModelArch",
+    "ModelContext",
+    "Scheduler",
+    "SchedulerContext",
+]

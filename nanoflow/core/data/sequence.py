@@ -1,0 +1,232 @@
+"""`Sequence`: one request on its way through the engine. Shape suffixes are explained in docs/glossary.md."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.data.outputs import Logprob
+
+
+class Grammar(Protocol):
+    """What an output must match, and how far it got."""
+
+    def accept(self, token_id: int) -> bool:
+        """Take the next token of the output; False if it can't be, and `error` says why."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the output matches and nothing but its end may follow."""
+
+    def forced(self) -> list[int]:
+        """Ids that the output goes on with in any case; often none."""
+
+    @property
+    def error(self) -> str:
+        """A sentence about what went wrong, empty if nothing did."""
+
+
+class Sequence:
+    """One request on its way through the engine: its tokens, its blocks, and how far it got.
+
+    Counts and values are kept apart. A step that was submitted but whose result was not yet taken has already moved
+    the counts (`num_tokens`, `num_computed_tokens`), while `token_ids` holds only the values the host has seen. So the
+    scheduler, which looks at counts alone, can plan step n+1 while step n is still on the GPU.
+
+    Attributes:
+        request_id: the caller's name for the request, unique among unfinished requests.
+        token_ids: known values: the prompt, then the output so far.
+        num_prompt_tokens: how many of `token_ids` are the prompt.
+        params: as the caller gave them.
+        max_tokens: most output tokens; `params.max_tokens` cut to what `max_model_len` leaves.
+        stop_token_ids: ids that end the request, end-of-sequence ids included unless ignored.
+        bad_words: token ids of what its output must not hold.
+        seed: 64-bit seed of its random numbers.
+        block_table: ids of its KV blocks in order; written by the block manager alone.
+        prefix_keys: scratch space of the block manager; outlives preemption, since known tokens never change.
+        num_computed_tokens: leading tokens whose keys and values are in the cache, or will be when all submitted steps
+            have run.
+        num_in_flight: output tokens that submitted steps will bring.
+        num_cached_tokens: prompt tokens that the prefix cache held when the request was first admitted; -1 before.
+        num_preemptions: how often it lost its blocks.
+        slot: its place in the runner's buffers, -1 for none; written by the runner alone.
+        logprobs: for each known output token, log-probabilities by token id; empty unless the request asks for them.
+        prompt_logprobs: the same for the tokens of the prompt so far; the first has None, and so have those before
+            `prompt_logprobs_start`. None unless asked for.
+        grammar: what its output must match, and how far it got; None for anything.
+        finish_reason: None while unfinished, else `stop`, `length`, `abort` or `error`.
+        stop_reason: the stop string or the stop token id that ended it, or what the error was; None for
+            end-of-sequence, and where the grammar leaves no more to say.
+    """
+
+    __slots__ = (
+        "arrival_time",
+        "bad_words",
+        "block_table",
+        "finish_reason",
+        "finish_time",
+        "first_token_time",
+        "grammar",
+        "logprobs",
+        "max_tokens",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_in_flight",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "params",
+        "prefix_keys",
+        "prompt_logprobs",
+        "request_id",
+        "seed",
+        "slot",
+        "stop_reason",
+        "stop_token_ids",
+        "token_ids",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request_id: str,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        max_tokens: int,
+        stop_token_ids: frozenset[int] = frozenset(),
+        bad_words: Iterable[list[int]] = (),
+        seed: int = 0,
+    ) -> None:
+        self.request_id = request_id
+        self.token_ids = list(prompt_token_ids)
+        self.num_prompt_tokens = len(prompt_token_ids)
+        self.params = params
+        self.max_tokens = max_tokens
+        self.stop_token_ids = stop_token_ids
+        self.bad_words = list(bad_words)
+        self.seed = seed
+        self.block_table: list[int] = []
+        self.prefix_keys: list[Any] = []
+        self.num_computed_tokens = 0
+        self.num_in_flight = 0
+        self.num_cached_tokens = -1
+        self.num_preemptions = 0
+        self.slot = -1
+        self.logprobs: list[dict[int, Logprob]] = []
+        self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        if params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None] * min(max(1, params.prompt_logprobs_start), self.num_prompt_tokens)
+        self.grammar: Grammar | None = None
+        self.finish_reason: str | None = None
+        self.stop_reason: str | int | None = None
+        self.arrival_time = time.perf_counter()
+        self.first_token_time: float | None = None
+        self.finish_time: float | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.request_id!r}, prompt={self.num_prompt_tokens}, tokens={self.num_tokens}, "
+            f"computed={self.num_computed_tokens}, blocks={len(self.block_table)}, finish={self.finish_reason})"
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output, those in flight included."""
+        return len(self.token_ids) + self.num_in_flight
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens, those in flight included."""
+        return len(self.token_ids) + self.num_in_flight - self.num_prompt_tokens
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens that must still go through the model before the next token can be sampled; 0 once no more will be.
+
+        With a grammar it is also 0 while a token is in flight: what may follow depends on its value.
+        """
+        if self.num_output_tokens >= self.max_tokens or (self.grammar is not None and self.num_in_flight):
+            return 0
+        return len(self.token_ids) + self.num_in_flight - self.num_computed_tokens
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        """Whether log-probabilities of prompt tokens are still to be had."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt_tokens
+
+    @property
+    def num_skippable_tokens(self) -> int:
+        """Leading tokens that need not go through the model if the cache holds them, since nobody needs their logits:
+        all but the last token; those that log-probabilities were taken from while some of the prompt's are missing."""
+        if self.prompt_logprobs is not None and self.needs_prompt_logits:
+            return len(self.prompt_logprobs) - 1
+        return self.num_tokens - 1
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """Known values of the output."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the request ended, for whatever reason."""
+        return self.finish_reason is not None
+
+    def advance(self, num_tokens: int) -> bool:
+        """Count `num_tokens` as computed by a step about to be submitted; True if that step samples a token."""
+        if self.num_cached_tokens < 0:
+            self.num_cached_tokens = self.num_computed_tokens
+        self.num_computed_tokens += num_tokens
+        samples = self.num_computed_tokens == len(self.token_ids) + self.num_in_flight
+        self.num_in_flight += samples
+        return samples
+
+    def append_token(self, token_id: int) -> int:
+        """Take the value of the oldest token in flight, and end the request if that value or its count says so.
+
+        Tokens that its grammar leaves no choice about are appended too, and are computed with the next step's; not so
+        where each token has to be drawn, for its log-probability or to be counted.
+
+        Returns:
+            How many tokens were appended.
+        """
+        num_before = len(self.token_ids)
+        self.num_in_flight -= 1
+        if num_before == self.num_prompt_tokens:
+            self.first_token_time = time.perf_counter()
+        self._append(token_id)
+        jumps = self.params.penalties is None and self.params.logprobs is None
+        if self.grammar is not None and jumps and not self.is_finished:
+            for forced_id in self.grammar.forced():
+                self._append(forced_id)
+                if self.is_finished:
+                    break
+        return len(self.token_ids) - num_before
+
+    def _append(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        num_output = len(self.token_ids) - self.num_prompt_tokens
+        if self.grammar is not None and not self.grammar.accept(token_id):
+            self.finish("error", self.grammar.error)
+        elif token_id in self.stop_token_ids and num_output >= self.params.min_tokens:
+            self.finish("stop", token_id if token_id in (self.params.stop_token_ids or ()) else None)
+        elif self.grammar is not None and self.grammar.is_complete:
+            self.finish("stop")
+        elif num_output >= self.max_tokens:
+            self.finish("length")
+
+    def add_logprobs(self, position: int, logprobs: list[dict[int, Logprob]]) -> None:
+        """Take log-probabilities of the tokens from `position` on, of the prompt or of the output.
+
+        Those of a prompt come again if it was computed again; what is there already stays.
+        """
+        if position >= self.num_prompt_tokens:
+            self.logprobs += logprobs
+        elif self.prompt_logprobs is not None:
+            self.prompt_logprobs += logprobs[len(self.prompt_logprobs) - position :]
+
+    def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
+        """End the request: `stop`, `length`, `abort` or `error`. The scheduler lets go of it at the next `update`."""
+        self.finish_reason, self.stop_reason = reason, stop_reason
+        self.finish_time = time.perf_counter()

@@ -1,0 +1,120 @@
+"""From a config to an engine: the one place that knows in which order its parts come to be."""
+
+from __future__ import annotations
+
+import gc
+
+from nanoflow.core.config.engine_config import Config
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.contracts.block_manager import BlockManagerContext
+from nanoflow.core.contracts.contract_checks import CheckedBlockManager, CheckedScheduler
+from nanoflow.core.contracts.scheduler import SchedulerContext
+from nanoflow.core.distributed.launch import end_process, form_rank_group
+from nanoflow.core.distributed.rank_group import Driver, RankGroup, Worker
+from nanoflow.core.engine.engine import Engine
+from nanoflow.core.execution.build_runner import build_runner
+from nanoflow.core.execution.model_runner import ModelRunner
+from nanoflow.core.execution.plan import Plan, device_name, make_plan
+from nanoflow.core.loading import hub
+from nanoflow.core.registry.registry import Registry
+from nanoflow.core.text.tokenizer import Tokenizer
+from nanoflow.core.warmup.precompile import precompiled
+
+
+def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, str]]:
+    """Build all parts of an engine, and start the other ranks that it needs.
+
+    If torchrun started this process as another rank than 0, it ends when rank 0 lets go of its engine.
+
+    Returns:
+        The engine, and what it is made of: checkpoint, a plugin name for each role, device and dtype.
+
+    Raises:
+        NanoflowError: an option, a checkpoint or a plugin that can't be used, in one sentence; or another rank failed.
+    """
+    rank_group = form_rank_group(config)
+    if isinstance(rank_group, Worker):
+        follow(config, registry, rank_group)
+        end_process(0)
+    try:
+        engine, made_of = _build_engine(config, registry, rank_group)
+    except BaseException as error:
+        try:
+            if isinstance(error, RuntimeError):  # such as of a sum that a rank was missing for
+                rank_group.raise_if_rank_lost()
+        finally:
+            rank_group.close()
+        raise
+    if engine.runner.device.type == "cuda":
+        # Requests make many objects, so that full collections come often. Each would look at all of PyTorch's, too, for
+        # 0.2 seconds in which the GPU is idle; what is there by now is left out of them until `Engine.close`.
+        gc.collect()
+        gc.freeze()
+    return engine, made_of
+
+
+def follow(config: Config, registry: Registry, rank_group: Worker) -> None:
+    """Build a rank other than 0, and compute what rank 0 sends until there is no more.
+
+    Raises:
+        Exception: whatever went wrong; rank 0 has been told.
+    """
+    try:
+        runner = _build_runner(config, registry, make_plan(config, registry, rank_group), rank_group)[0]
+        while True:
+            runner.follow(rank_group.receive())
+    except EOFError:
+        return
+    except BaseException as error:
+        if rank_group.report(error):
+            raise
+
+
+def _build_engine(config: Config, registry: Registry, rank_group: RankGroup) -> tuple[Engine, dict[str, str]]:
+    options = config.engine
+    plan = make_plan(config, registry, rank_group)
+    runner, num_blocks, names = _build_runner(config, registry, plan, rank_group)
+    if isinstance(rank_group, Driver):
+        runner.send = rank_group.send
+    blocks_entry, blocks_options = registry.resolve("block_manager", config.block_manager)
+    block_manager = blocks_entry.build(blocks_options, BlockManagerContext(num_blocks, options.block_size))
+    if options.debug:
+        block_manager = CheckedBlockManager(block_manager, str(blocks_entry))
+    scheduler_entry, _ = registry.resolve("scheduler", config.scheduler)
+    scheduler = scheduler_entry.build(plan.limits, SchedulerContext(block_manager, plan.max_model_len))
+    if options.debug:
+        scheduler = CheckedScheduler(scheduler, str(scheduler_entry), plan.limits, block_manager)
+
+    tokenizer = Tokenizer.load(plan.folder)
+    vocab_size = runner.model.vocab_size
+    of_tokenizer = tokenizer.eos_token_id if tokenizer else None
+    eos_token_ids = hub.eos_token_ids(plan.folder, plan.hf_config, vocab_size, of_tokenizer)
+    overlap = plan.device.type != "cpu" if options.overlap is None else options.overlap
+    from_checkpoint = options.generation_config == "auto"
+    engine = Engine(
+        runner=runner,
+        scheduler=scheduler,
+        block_manager=block_manager,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        max_model_len=plan.max_model_len,
+        eos_token_ids=eos_token_ids,
+        default_params=hub.sampling_params(plan.folder) if from_checkpoint else SamplingParams(),
+        seed=options.seed,
+        depth=1 if overlap else 0,
+    )
+    return engine, {
+        "checkpoint": str(config.checkpoint),
+        **names,
+        "scheduler": scheduler_entry.component.name,
+        "block_manager": blocks_entry.component.name,
+        "device": device_name(plan.device, rank_group.parallel.size),
+        "dtype": str(plan.dtype).removeprefix("torch."),
+    }
+
+
+def _build_runner(
+    config: Config, registry: Registry, plan: Plan, rank_group: RankGroup
+) -> tuple[ModelRunner, int, dict[str, str]]:  # fmt: skip
+    with precompiled(config, plan, rank_group) as wait:
+        return build_runner(config, registry, plan, rank_group, wait)

@@ -1,0 +1,124 @@
+"""An engine that steps in a thread of its own, and a second thread that turns what it brings into outputs.
+
+The step loop does nothing but steps. Commands reach it through a queue and are carried out between two steps; what a
+step brought leaves through another queue. Text is decoded behind that one, mostly in compiled code that lets other
+threads run, while the loop is at its next step already.
+
+Python runs one thread at a time, so all that happens to outputs takes time from the step loop. It is kept to a share:
+after each round the second thread rests, and what steps bring meanwhile goes into one output a request. With few
+streams a round is so short that every token is shown as it comes. And a round is cut into small pieces, between which
+the step loop can go on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import TypeAlias
+
+from nanoflow.core.data.outputs import RequestOutput
+from nanoflow.core.engine.engine import Engine
+from nanoflow.core.engine.output_processor import Renderer, Update, merged
+
+Command: TypeAlias = "Callable[[Engine], list[Update]]"
+
+REST = 7  # how much longer than a round the outputs' thread rests after it
+LONGEST_REST = 0.1  # seconds
+PIECE = 32  # sequences
+
+
+class EngineThread:
+    """Steps `engine` until it is stopped or fails. Nobody else may touch the engine meanwhile, but for its constants.
+
+    Args:
+        engine: with nothing to do yet.
+        deliver: called with a few outputs at a time, in the order of the steps. Returns when they have been seen to.
+        end: called once, after all outputs: with None when stopped, or with the error that ended the engine.
+
+    Both are called from a thread of this class.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        deliver: Callable[[list[RequestOutput]], None],
+        end: Callable[[BaseException | None], None],
+    ) -> None:
+        self.deliver = deliver
+        self.end = end
+        self.commands: SimpleQueue[Command | None] = SimpleQueue()  # None: stop
+        self.updates: SimpleQueue[list[Update] | None] = SimpleQueue()  # None: there are no more
+        self.stopped = threading.Event()  # the step loop has ended, and all its updates were taken
+        self.failure: BaseException | None = None
+        self.threads = [
+            threading.Thread(target=self._step_loop, args=(engine,), name="nanoflow-steps", daemon=True),
+            threading.Thread(target=self._render_loop, args=(engine.render,), name="nanoflow-outputs", daemon=True),
+        ]
+        for thread in self.threads:
+            thread.start()
+
+    def submit(self, command: Command) -> None:
+        """Carry out `command` before the next step. It must not raise; what it returns is rendered."""
+        self.commands.put(command)
+
+    def stop(self) -> None:
+        """Abort what is unfinished and end both threads, which let go of the engine. May be called again."""
+        self.commands.put(None)
+        for thread in self.threads:
+            thread.join()
+
+    def _step_loop(self, engine: Engine) -> None:
+        try:
+            while self._obey(engine) and self.failure is None:
+                if engine.has_unfinished:
+                    self._pass_on(engine.advance())
+            for request_id in list(engine.requests):
+                self._pass_on(engine.cancel(request_id))
+        except BaseException as error:  # whatever it is, those who wait must hear of it
+            self.failure = self.failure or error
+        finally:
+            engine.close()
+            self.updates.put(None)
+
+    def _obey(self, engine: Engine) -> bool:
+        """Carry out the commands that wait, and wait for one if there is nothing else to do; False: stop."""
+        wait = not engine.has_unfinished
+        while True:
+            try:
+                command = self.commands.get(block=wait)
+            except Empty:
+                return True
+            if command is None:
+                return False
+            self._pass_on(command(engine))
+            wait = False
+
+    def _pass_on(self, updates: list[Update]) -> None:
+        if updates:
+            self.updates.put(updates)
+
+    def _next_updates(self) -> list[Update]:
+        """All updates that are there, merged, once there are any; none when there will be no more."""
+        updates: list[Update] = []
+        while not self.stopped.is_set() and (not updates or not self.updates.empty()):
+            some = self.updates.get()
+            if some is None:
+                self.stopped.set()
+            else:
+                updates += some
+        return merged(updates)
+
+    def _render_loop(self, render: Renderer) -> None:
+        try:
+            while updates := self._next_updates():
+                start = time.perf_counter()
+                for first in range(0, len(updates), PIECE):
+                    if outputs := render(updates[first : first + PIECE]):
+                        self.deliver(outputs)
+                self.stopped.wait(min(LONGEST_REST, REST * (time.perf_counter() - start)))
+        except BaseException as error:
+            self.failure = error
+            self.commands.put(None)
+        self.end(self.failure)

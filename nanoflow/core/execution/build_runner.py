@@ -1,0 +1,111 @@
+"""Builds what every rank has: a runner with its part of the model and of the KV cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from nanoflow.core.config.engine_config import Config, EngineConfig, SchedulerConfig
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.contracts.model import ModelArch, ModelContext
+from nanoflow.core.distributed.rank_group import RankGroup
+from nanoflow.core.execution import cuda_graphs as graphs
+from nanoflow.core.execution import kv_cache_size as memory
+from nanoflow.core.execution.model_runner import ModelRunner
+from nanoflow.core.execution.plan import Plan
+from nanoflow.core.loading import dummy, safetensors
+from nanoflow.core.registry.registry import Registry
+
+
+def build_runner(
+    config: Config, registry: Registry, plan: Plan, rank_group: RankGroup, wait_for_kernels: Callable[[], None]
+) -> tuple[ModelRunner, int, dict[str, str]]:  # fmt: skip
+    """What every rank has: a runner with its part of the model and of the cache.
+
+    Args:
+        config, registry, plan, rank_group: of the engine.
+        wait_for_kernels: called before the first kernel is launched.
+
+    Returns:
+        The runner, the number of blocks that the block manager may hand out, and the names of model and attention.
+    """
+    options, device, limits = config.engine, plan.device, plan.limits
+    if device.type == "cuda" and rank_group.parallel.size > 1:
+        torch.cuda.set_device(device)
+    rank_group.connect(device, options.one_shot_kib)
+    parallel = rank_group.parallel
+    model_entry, model_options = registry.model_for(config.model, plan.hf_config.get("architectures") or [])
+    model_context = ModelContext(plan.hf_config, plan.dtype, device, plan.max_model_len, parallel)
+    with torch.inference_mode():
+        model: ModelArch = model_entry.build(model_options, model_context)
+        if options.load_format == "dummy":
+            dummy.fill_random(model.weights(), options.seed)
+        else:
+            safetensors.load_weights(plan.folder, model.weights())
+
+    attention_context = AttentionContext(
+        num_layers=model.num_layers,
+        num_heads=parallel.share(model.num_heads, "query heads").length,
+        num_kv_heads=parallel.share_kv_heads(model.num_kv_heads).length,
+        head_dim=model.head_dim,
+        scale=model.scale,
+        windows=model.windows,
+        block_size=options.block_size,
+        dtype=plan.dtype,
+        device=device,
+    )
+    attention_entry, attention_options = registry.resolve("attention", config.attention, attention_context)
+
+    def build_attention() -> AttentionBackend:
+        return attention_entry.build(attention_options, attention_context)
+
+    def runner_with(attention: AttentionBackend, padding_block: int) -> ModelRunner:
+        return ModelRunner(
+            model,
+            attention,
+            device=device,
+            block_size=options.block_size,
+            max_num_seqs=limits.max_num_seqs,
+            max_model_len=plan.max_model_len,
+            padding_block=padding_block,
+            rank_group=rank_group,
+        )
+
+    attention = build_attention()
+    decodes, tokens = graphs_to_capture(options, limits, attention, device)
+    wait_for_kernels()
+    rank_group.barrier()  # from here on ranks compute together
+    reserved = 0
+    if device.type == "cuda":
+        captured_bytes, step_bytes = memory.measure_step(runner_with(build_attention(), 0), limits, plan.max_model_len)
+        rows = graphs.num_rows(decodes, tokens, limits.max_num_seqs)
+        reserved = step_bytes + memory.graph_bytes(captured_bytes, rows, model.vocab_size // parallel.size, plan.dtype)
+    num_blocks = rank_group.minimum(memory.pick_num_blocks(options, attention.bytes_per_block, device, reserved))
+    try:
+        attention.allocate(num_blocks + 1)  # the last block is nobody's
+    except (MemoryError, torch.OutOfMemoryError):
+        size = num_blocks * attention.bytes_per_block / memory.GIB
+        raise ConfigError(
+            f"There is no memory for a KV cache of {num_blocks} blocks ({size:.1f} GiB); lower engine.num_kv_blocks."
+        ) from None
+    runner = runner_with(attention, padding_block=num_blocks)
+    if decodes:
+        runner.capture(decodes, tokens)
+    rank_group.barrier()
+    return runner, num_blocks, {"model": model_entry.component.name, "attention": attention_entry.component.name}
+
+
+def graphs_to_capture(
+    options: EngineConfig, limits: SchedulerConfig, attention: AttentionBackend, device: torch.device
+) -> tuple[list[int], list[int]]:
+    """Batch sizes of decode steps and token counts of other steps to capture, rising; both empty for no graphs."""
+    if device.type != "cuda" or not attention.capturable or options.enforce_eager:
+        return [], []
+    decodes = options.graph_sizes or graphs.decode_sizes(limits.max_num_seqs)
+    decodes = sorted({*(size for size in decodes if size < limits.max_num_seqs), limits.max_num_seqs})
+    tokens = options.graph_tokens
+    if tokens is None:
+        tokens = graphs.token_sizes(limits.budget)
+    return decodes, sorted(set(tokens)) if attention.capturable_chunks else []

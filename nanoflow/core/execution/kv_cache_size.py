@@ -1,0 +1,104 @@
+"""How many blocks the KV cache gets: as told, or as many as fit into memory beside all that a step may need."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+
+from nanoflow.core.config.engine_config import EngineConfig, SchedulerConfig
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.data.batch import Batch
+from nanoflow.core.data.sequence import Sequence
+from nanoflow.core.execution.model_runner import ModelRunner
+
+GIB = 2**30
+CPU_KV_CACHE_BYTES = 2 * GIB
+GRAPH_BYTES = GIB // 4  # what captured steps take beside their activations and logits
+
+
+def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.device, reserved: int) -> int:
+    """Blocks in the KV cache.
+
+    Args:
+        options: say how many, how large, or which share of the GPU the engine may use.
+        bytes_per_block: over all layers.
+        device: whose memory it is. On a CPU the cache takes 2 GiB, or a quarter of what is free.
+        reserved: bytes of the GPU's memory to leave free.
+
+    Raises:
+        ConfigError: not even one block fits.
+    """
+    if options.num_kv_blocks is not None:
+        return options.num_kv_blocks
+    if options.kv_cache_gib is not None:
+        size = int(options.kv_cache_gib * GIB)
+    elif device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        size = int(free - (1 - options.gpu_memory_utilization) * total) - reserved
+    else:
+        size = min(CPU_KV_CACHE_BYTES, _free_memory() // 4)
+    if size < 2 * bytes_per_block:
+        raise ConfigError(
+            f"There is room for a KV cache of {max(0, size):,} bytes, but it needs two blocks of {bytes_per_block:,} "
+            "bytes each; raise engine.kv_cache_gib or engine.gpu_memory_utilization, or free memory."
+        )
+    return size // bytes_per_block - 1  # the engine keeps one for itself
+
+
+def measure_step(runner: ModelRunner, limits: SchedulerConfig, max_model_len: int) -> tuple[int, int]:
+    """Bytes of GPU memory that the most expensive steps take beside weights and cache: one as it may be captured, and
+    one whose sequences ask for everything that sampling can do, tables of `RowLogits` included.
+
+    Runs these steps: as many sequences and tokens as the scheduler may batch. They share one block, for their content
+    doesn't matter. It also compiles the kernels of such steps.
+    """
+    everything = SamplingParams(top_p=0.9, top_k=50, min_p=0.01, presence_penalty=1, logit_bias={0: 1.0}, logprobs=1)
+    runner.attention.allocate(1)
+    before = torch.cuda.memory_allocated(runner.device)
+    peaks = []
+    for params in (SamplingParams(), everything):
+        torch.cuda.reset_peak_memory_stats(runner.device)
+        batch = _largest_batch(runner, limits, max_model_len, params)
+        runner.submit(batch).result()
+        peaks.append(torch.cuda.max_memory_allocated(runner.device) - before)
+        for sequence in batch.sequences:
+            runner.release(sequence)
+    return peaks[0], peaks[1]
+
+
+def _largest_batch(runner: ModelRunner, limits: SchedulerConfig, max_model_len: int, params: SamplingParams) -> Batch:
+    # A prompt's log-probabilities are taken for so few tokens at a time that one sequence shows what they need.
+    first = replace(params, prompt_logprobs=params.logprobs)
+    num_seqs = min(limits.max_num_seqs, limits.budget)
+    batch = Batch()
+    left = limits.budget
+    for index in range(num_seqs):
+        length = min(-(-left // (num_seqs - index)), max_model_len)
+        sequence = Sequence(str(index), [0] * length, params if index else first, max_tokens=1)
+        sequence.block_table = [0] * -(-length // runner.block_size)
+        batch.add(sequence, length)
+        left -= length
+    return batch
+
+
+def graph_bytes(step_bytes: int, rows: int, vocab_size: int, dtype: torch.dtype) -> int:
+    """Bytes of GPU memory that graphs take.
+
+    Args:
+        step_bytes: what the most expensive captured step takes; graphs have as much for all of them together.
+        rows: of logits, of which each graph has its own; 0 if there are no graphs.
+        vocab_size: V, or what a rank has of it.
+        dtype: of the logits.
+    """
+    return step_bytes + rows * vocab_size * dtype.itemsize + GRAPH_BYTES if rows else 0
+
+
+def _free_memory() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # not on every system
+        return 4 * CPU_KV_CACHE_BYTES

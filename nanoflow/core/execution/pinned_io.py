@@ -1,0 +1,75 @@
+"""How the host hands a captured step its arrays and gets its tokens: in pinned memory that kernels read and write.
+
+A copy to the device, a graph and a copy back are three things in a row, and a GPU rests for microseconds between any
+two. Here the graph's first kernel fetches the arrays, and its last one leaves the tokens where the host reads them.
+
+A graph's addresses are fixed, while the host writes the arrays of a step as the one before is running. So there are two
+slots, used in turns. Host and device count the steps apart, and both know by that which slot is meant.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from nanoflow.core.execution.step_buffer import StepBuffer
+
+SLOTS = 2  # a power of two, so that a count may overflow
+
+
+class PinnedIO:
+    """Slots for arrays and tokens of steps that run in the order in which they are sent.
+
+    Args:
+        num_tokens, num_seqs: of the largest step.
+        device: where steps run; on a CPU everything is done when `send` returns.
+
+    Attributes:
+        outbox: int64 [slots, S]; tokens, on the host.
+        turn_1: int32; how many steps the device has begun.
+    """
+
+    def __init__(self, num_tokens: int, num_seqs: int, device: torch.device) -> None:
+        size = -(-StepBuffer.num_bytes(num_tokens, num_seqs) // 16) * 16
+        pinned = device.type == "cuda"
+        self.inbox = torch.zeros(SLOTS, size, dtype=torch.uint8, pin_memory=pinned)
+        self.outbox = torch.zeros(SLOTS, num_seqs, dtype=torch.int64, pin_memory=pinned)
+        self.turn_1 = torch.zeros(1, dtype=torch.int32, device=device)
+        self.num_sent = 0
+        self.done: list[torch.cuda.Event | None] = [None] * SLOTS
+
+    def open(self, num_tokens: int, num_seqs: int) -> StepBuffer:
+        """Where to write the next step's arrays, on the host. Waits for the step that had this slot before."""
+        slot = self.num_sent % SLOTS
+        done = self.done[slot]
+        if done is not None:
+            done.synchronize()
+        memory = self.inbox[slot, : StepBuffer.num_bytes(num_tokens, num_seqs)]
+        return StepBuffer(num_tokens, num_seqs, self.inbox.device, memory=memory)
+
+    def send(self) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+        """To be called when the step has been launched.
+
+        Returns its tokens [S], int64, on the host, to be read before the next step but one is sent; and an event after
+        which they are there, None if they are there already.
+        """
+        slot = self.num_sent % SLOTS
+        self.num_sent += 1
+        if self.turn_1.is_cuda:
+            self.done[slot] = torch.cuda.Event()
+            self.done[slot].record()
+        return self.outbox[slot], self.done[slot]
+
+    # Called within the step, in this order.
+
+    def receive(self, buffer: StepBuffer) -> None:
+        """Fetch this step's arrays into a buffer on the device."""
+        if self.turn_1.is_cuda:
+            from nanoflow.core.kernels.step_inputs import receive
+
+            receive(self.inbox, self.turn_1, buffer.memory)
+        else:
+            buffer.memory.copy_(self.inbox[int(self.turn_1) % SLOTS, : len(buffer.memory)])
+
+    def begin(self) -> None:
+        """Count this step; on a GPU `kernels.rows.gather_step_inputs` does it."""
+        self.turn_1 += 1

@@ -1,0 +1,1 @@
+"""`attention=flash`: the FlashAttention that is installed."""

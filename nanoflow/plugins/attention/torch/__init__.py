@@ -1,0 +1,1 @@
+"""`attention=torch`: plain PyTorch, for any device; the reference."""

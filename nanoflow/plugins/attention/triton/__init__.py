@@ -1,0 +1,1 @@
+"""`attention=triton`: our own kernels, for any GPU that Triton serves."""
