@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanoflow import LLM, SamplingParams
-from nanoflow.bench.options import ThroughputOptions
-from nanoflow.bench.workloads import offline256
+from nanoflow.workloads.offline import offline256
+from nanoflow.workloads.options import ThroughputOptions
 
 PLAIN = SamplingParams(temperature=0.6, ignore_eos=True)
 WAYS = {

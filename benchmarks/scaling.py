@@ -84,15 +84,16 @@ def in_a_process(arguments: argparse.Namespace, engine: dict[str, Any], size: in
     return found if code == 0 else found | {"failure": f"exit code {code}"}
 
 
-def measure(arguments: argparse.Namespace, engine: dict[str, Any]) -> None:
+def measure(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
     """Build one engine and run the workloads on it, each result a line of JSON."""
     from one_of_many import one_of
-    from targets import measure as result_of
 
+    from nanoflow import SamplingParams
+    from nanoflow.bench.measured_engine import MeasuredEngine
     from nanoflow.bench.rounds import Rounds
-    from nanoflow.bench.subject import Subject
     from nanoflow.core.api.options import config_from_options
     from nanoflow.core.registry.registry import Registry
+    from nanoflow.workloads import offline
 
     faulthandler.dump_traceback_later(arguments.timeout)
     for_others = threading.Timer(arguments.timeout, abort_children)
@@ -103,12 +104,14 @@ def measure(arguments: argparse.Namespace, engine: dict[str, Any]) -> None:
     with ExitStack() as stack:
         if arguments.alone:
             stack.enter_context(one_of(*arguments.alone))
-        subject = stack.enter_context(Subject(config_from_options(registry, arguments.model, engine), registry))
-        found = {"start_s": round(time.monotonic() - began, 1), "made_of": subject.llm.describe()}
+        config = config_from_options(registry, arguments.model, options)
+        engine = stack.enter_context(MeasuredEngine(config, registry))
+        found = {"start_s": round(time.monotonic() - began, 1), "made_of": engine.description}
         print(json.dumps(found), flush=True)
         for name in arguments.workloads:
-            result = result_of(subject, name, {}, Rounds(arguments.warmup, arguments.repeats))
-            print(json.dumps({name: result.record()["median"]}), flush=True)
+            workload = offline.named(name, SamplingParams(temperature=0.6, ignore_eos=True), engine.vocab_size)
+            result = engine.measure(workload, Rounds(arguments.warmup, arguments.repeats))
+            print(json.dumps({name: result.median}), flush=True)
     faulthandler.cancel_dump_traceback_later()
 
 
@@ -136,8 +139,8 @@ def table(rows: list[dict[str, Any]], workloads: list[str]) -> str:
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     failures = [f"{row['gpus']} GPUs, one_shot_kib={row['one_shot_kib']}: {row['failure']}." for row in rows
                 if "failure" in row]  # fmt: skip
-    made_of = next((", ".join(row["made_of"].values()) for row in rows if "made_of" in row), "")
-    return "\n\n".join([text, made_of, *failures])
+    description = next((", ".join(row["made_of"].values()) for row in rows if "made_of" in row), "")
+    return "\n\n".join([text, description, *failures])
 
 
 def figure(first: dict[str, Any], row: dict[str, Any], name: str) -> str:

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as profiling
 
 from nanoflow import AsyncLLM, RequestOutputKind, SamplingParams
-from nanoflow.bench import trace
+from nanoflow.bench import profile
 
 KINDS = (RequestOutputKind.FINAL_ONLY, RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE)
 
@@ -55,7 +56,7 @@ async def serve(engine: AsyncLLM, kind: RequestOutputKind, count: int, tokens: i
     tasks = [asyncio.ensure_future(read(number)) for number in range(count)]
     if path is not None:
         await asyncio.sleep(0.6)
-        with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        with profiling(activities=[ProfilerActivity.CUDA]) as profiler:
             await asyncio.sleep(1.0)
         profiler.export_chrome_trace(str(path))
     await asyncio.gather(*tasks)
@@ -63,9 +64,9 @@ async def serve(engine: AsyncLLM, kind: RequestOutputKind, count: int, tokens: i
     return time.perf_counter() - start
 
 
-def uniform_decode(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def steady(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last 0.6 seconds of device work: starting the profiler holds everything up."""
-    events = [event for event in events if event.get("cat") in trace.DEVICE_WORK]
+    events = [event for event in events if event.get("cat") in profile.DEVICE_WORK]
     end = max(event["ts"] for event in events)
     return [event for event in events if event["ts"] > end - 0.6e6]
 
@@ -83,7 +84,7 @@ async def measure(args: argparse.Namespace, folder: Path) -> None:
             if torch.cuda.is_available():
                 path = (args.out or folder) / f"streams-{kind.name.lower()}.json.gz"
                 await serve(engine, kind, args.streams, args.tokens, path)
-                idle = trace.idle(uniform_decode(json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]))
+                idle = profile.idle(steady(json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]))
                 shares = f"{100 * idle.share:.1f} % | {100 * idle.waiting:.1f} %"
             speed = args.streams * args.tokens / seconds
             print(f"| {kind.name} | {seconds:.3f} | {speed:,.0f} | {steps:,.0f} | {shares} |", flush=True)

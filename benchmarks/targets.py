@@ -23,16 +23,16 @@ import torch
 import yaml
 
 from nanoflow import SamplingParams, __version__
-from nanoflow.bench import start, workloads
-from nanoflow.bench.floor import Speed
-from nanoflow.bench.options import ThroughputOptions
-from nanoflow.bench.results import Result
+from nanoflow.bench import start
+from nanoflow.bench.measured_engine import MeasuredEngine
+from nanoflow.bench.report import rounded
+from nanoflow.bench.result import Result
 from nanoflow.bench.rounds import Rounds
-from nanoflow.bench.subject import Subject
-from nanoflow.cli.bench.report import rounded
 from nanoflow.core.api.options import config_from_options
 from nanoflow.core.config.engine_config import Config
 from nanoflow.core.registry.registry import Registry
+from nanoflow.workloads import offline
+from nanoflow.workloads.floor import Speed
 
 TARGETS = {  # in the unit of the result; idle in percent
     "qwen3-0.6b": {
@@ -56,14 +56,14 @@ class Findings:
     Attributes:
         folder: where.
         speeds: what the device did at best, by model.
-        made_of: of each model's engine.
+        descriptions: of each model's engine.
         results: by model.
         failures: model, part and reason.
     """
 
     folder: Path
     speeds: dict[str, Speed] = field(default_factory=dict)
-    made_of: dict[str, dict[str, str]] = field(default_factory=dict)
+    descriptions: dict[str, dict[str, str]] = field(default_factory=dict)
     results: list[tuple[str, Result]] = field(default_factory=list)
     failures: list[tuple[str, str, str]] = field(default_factory=list)
 
@@ -87,7 +87,7 @@ class Findings:
         record = {
             "nanoflow": __version__,
             "torch": torch.__version__,
-            "made_of": self.made_of,
+            "made_of": self.descriptions,
             "speeds": {model: asdict(speed) for model, speed in self.speeds.items()},
             "results": [{"model": model, **result.record()} for model, result in self.results],
             "failures": self.failures,
@@ -107,7 +107,7 @@ class Findings:
         for model, speed in self.speeds.items():
             bandwidth, flops = speed.bandwidth / 1e9, speed.flops / 1e12
             done = f"In this run the device read {bandwidth:,.0f} GB/s and multiplied at {flops:,.3g} TFLOP/s."
-            lines += ["", f"{', '.join(self.made_of[model].values())}. {done}"]
+            lines += ["", f"{', '.join(self.descriptions[model].values())}. {done}"]
         return "\n".join(lines)
 
 
@@ -130,22 +130,14 @@ def _time(seconds: float) -> str:
     return f"{rounded(seconds)} s" if seconds >= 1 else f"{rounded(1000 * seconds)} ms"
 
 
-def measure(subject: Subject, name: str, targets: dict[str, float], rounds: Rounds) -> Result:
+def measure(engine: MeasuredEngine, name: str, targets: dict[str, float], rounds: Rounds) -> Result:
     """The workload of that name; the GPU's idle share too, if there is a target for that."""
-    equal = partial(workloads.equal, name, SAMPLING, subject.vocab_size, input_len=128)
-    kind, _, number = name.partition("-")
-    if kind == "ttft":
-        return subject.ttft(equal(count=1, output_len=1), rounds)
-    if kind == "decode":
-        workload = equal(count=int(number), output_len=513)
-        result = subject.decode(workload, rounds)
-    else:
-        workload = workloads.offline256(ThroughputOptions(), SAMPLING, subject.vocab_size)
-        result = subject.throughput(workload, rounds)
-    if kind != "offline256" or "idle" not in targets:
+    workload = offline.named(name, SAMPLING, engine.vocab_size)
+    result = engine.measure(workload, rounds)
+    if name != "offline256" or "idle" not in targets:
         return result
     try:
-        return replace(result, idle=subject.idle(workload, rounds))
+        return replace(result, idle=engine.idle(workload, rounds))
     except Exception:  # a profiler that doesn't work here must not cost the figure
         traceback.print_exc()
         return result
@@ -159,17 +151,17 @@ def measure_model(findings: Findings, model: str, config: Config, names: list[st
     if not names:
         return
     try:
-        subject = Subject(config, Registry.load())
+        engine = MeasuredEngine(config, Registry.load())
     except Exception as error:
         for name in names:
             findings.fail(model, name, error)
         findings.write()
         return
-    with subject:
-        findings.speeds[model], findings.made_of[model] = subject.speed, subject.llm.describe()
+    with engine:
+        findings.speeds[model], findings.descriptions[model] = engine.speed, engine.description
         for name in names:
-            findings.add(model, name, partial(measure, subject, name, TARGETS.get(model, {}), rounds))
-    del subject
+            findings.add(model, name, partial(measure, engine, name, TARGETS.get(model, {}), rounds))
+    del engine
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

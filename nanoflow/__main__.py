@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from nanoflow.cli import main
+from nanoflow.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nanoflow.cli.new_plugin import write
+from nanoflow.cli.plugins.new import write
 from nanoflow.core.config.engine_config import ROLES
 from tests.environment import ROOT, Environment, build_wheel, done
 

@@ -65,7 +65,7 @@ def test_the_wheel_runs_from_another_folder(installed: Path, tmp_path: Path) -> 
 def test_the_metadata(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     folder = f"nanoflow-{nanoflow.__version__}.dist-info"
-    assert "nanoflow = nanoflow.cli:main" in archive.read(f"{folder}/entry_points.txt").decode()
+    assert "nanoflow = nanoflow.cli.main:main" in archive.read(f"{folder}/entry_points.txt").decode()
     metadata = message_from_string(archive.read(f"{folder}/METADATA").decode())
     assert metadata["Version"] == nanoflow.__version__
     assert metadata["Requires-Python"] == "<3.14,>=3.10"

@@ -1,1 +1,1 @@
-"""Measuring an engine: workloads, what the device could do at best, and where the time goes. Knows no Hydra."""
+"""Measuring an engine: how fast it is, what the device could do at best, and where the time goes."""

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from nanoflow.bench.floor import Speed
+from nanoflow.workloads.floor import Speed
 
 if TYPE_CHECKING:
     import torch

@@ -1,62 +1,42 @@
-"""Requests that arrive over time, and how long each of them waited."""
+"""Requests that arrive over time, and how long each of them waits."""
 
 from __future__ import annotations
 
-import math
-import random
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from itertools import accumulate
 
-import numpy as np
-
-from nanoflow.bench.options import ServingOptions
-from nanoflow.bench.workloads import random_ids
-from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
+from nanoflow.bench.job import BenchJob
+from nanoflow.bench.serving_report import Served, ServingReport
+from nanoflow.core.api.llm import LLM
+from nanoflow.core.config.sampling_params import RequestOutputKind
 from nanoflow.core.data.outputs import RequestOutput
 from nanoflow.core.engine.engine import Engine
+from nanoflow.core.registry.registry import Registry
+from nanoflow.workloads import arrivals as workloads
+from nanoflow.workloads.arrivals import Arrival
 
-PERCENTILES = (50, 90, 99)
 
+def measure(job: BenchJob, registry: Registry) -> ServingReport:
+    """Hand the requests of `job` over when their time has come.
 
-@dataclass(frozen=True)
-class Arrival:
-    """A request, and when it comes.
-
-    Attributes:
-        time: seconds after the start.
-        prompt: token ids.
-        params: how to sample.
+    Raises:
+        NanoflowError: whatever a user can cause.
     """
+    with LLM.from_config(job.build, registry) as llm:
+        arrivals = _arrivals(job, llm)
+        llm.generate([[1, 2, 3]], job.sampling, use_tqdm=False)  # what is compiled or allocated at first use
+        queried, hits = llm.stats.num_queried_tokens, llm.stats.num_hit_tokens
+        clock = Clock(job.options.step_ms / 1000 if job.options.step_ms else None)
+        served = serve(llm.engine, arrivals, clock)
+        queried, hits = llm.stats.num_queried_tokens - queried, llm.stats.num_hit_tokens - hits
+        return ServingReport(llm.describe(), clock.now, served, 100 * hits / queried if queried else 0.0)
 
-    time: float
-    prompt: list[int]
-    params: SamplingParams
 
-
-@dataclass(frozen=True)
-class Served:
-    """What became of a request; times in seconds.
-
-    Attributes:
-        priority: its `SamplingParams.priority`.
-        prompt_tokens, output_tokens: how many.
-        cached_tokens: tokens of its prompt that the prefix cache held.
-        preemptions: how often it lost its blocks.
-        ttft: from its arrival to its first token.
-        tpot: mean time between its later tokens; None if there is one token only.
-        e2e: from its arrival to its end.
-    """
-
-    priority: int
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int
-    preemptions: int
-    ttft: float
-    tpot: float | None
-    e2e: float
+def _arrivals(job: BenchJob, llm: LLM) -> list[Arrival]:
+    if job.given is None:
+        return workloads.families(job.options, job.sampling, llm.engine.vocab_size)
+    prompts, params = job.given
+    encoded = [llm.encode(prompt, index)[1] for index, prompt in enumerate(prompts)]
+    return workloads.poisson(encoded, params, job.options.rate, job.options.seed)
 
 
 class Clock:
@@ -86,40 +66,6 @@ class Clock:
     def tick(self) -> None:
         """A step was done."""
         self.virtual += self.step or 0.0
-
-
-def families(options: ServingOptions, sampling: SamplingParams, vocab_size: int) -> list[Arrival]:
-    """Poisson arrivals of requests whose prompts begin with one of some shared prefixes, the popular ones often.
-
-    Family k is drawn with weight 1 / k. The rest of a prompt is its own; its length and that of the output are
-    log-uniform: many are short, few are long. Priorities are drawn evenly and apart from all else.
-    """
-    rng = random.Random(options.seed)
-    prefixes = [random_ids(options.prefix_len, f"{options.seed}/family/{k}") for k in range(options.families)]
-    weights = list(accumulate(1 / (k + 1) for k in range(options.families)))
-    arrivals, now = [], 0.0
-    for _ in range(options.num_prompts):
-        now += rng.expovariate(options.rate) if options.rate else 0.0
-        (prefix,) = rng.choices(prefixes, cum_weights=weights)
-        own = random_ids(_log_uniform(rng, options.min_input_len, options.max_input_len), rng.getrandbits(63))
-        params = replace(
-            sampling,
-            max_tokens=_log_uniform(rng, options.min_output_len, options.max_output_len),
-            priority=rng.randrange(options.priorities),
-        )
-        arrivals.append(Arrival(now, [token_id % vocab_size for token_id in prefix + own], params))
-    return arrivals
-
-
-def poisson(prompts: Iterable[list[int]], params: Iterable[SamplingParams], rate: float, seed: int) -> list[Arrival]:
-    """Given requests in their order, with Poisson arrivals: `rate` a second, all at once if that is 0."""
-    rng = random.Random(seed)
-    gaps = (rng.expovariate(rate) if rate else 0.0 for _ in iter(int, 1))
-    arrivals, now = [], 0.0
-    for prompt, param, gap in zip(prompts, params, gaps, strict=False):
-        now += gap
-        arrivals.append(Arrival(now, prompt, param))
-    return arrivals
 
 
 def serve(engine: Engine, arrivals: list[Arrival], clock: Clock) -> list[Served]:
@@ -167,18 +113,3 @@ def _served(output: RequestOutput, arrival: Arrival, first_token: float, end: fl
         tpot=(end - first_token) / (num_tokens - 1) if num_tokens > 1 else None,
         e2e=end - arrival.time,
     )
-
-
-def percentiles(served: Iterable[Served]) -> dict[str, float]:
-    """`ttft_p50_ms` and so on: TTFT, TPOT and end-to-end time in milliseconds, for each of `PERCENTILES`."""
-    served = list(served)
-    found = {}
-    for name in ("ttft", "tpot", "e2e"):
-        values = [value for one in served if (value := getattr(one, name)) is not None]
-        for percentile in PERCENTILES if values else ():
-            found[f"{name}_p{percentile}_ms"] = 1000 * float(np.percentile(values, percentile))
-    return found
-
-
-def _log_uniform(rng: random.Random, least: int, most: int) -> int:
-    return round(math.exp(rng.uniform(math.log(least), math.log(most))))

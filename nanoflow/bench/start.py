@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import asdict
 
-from nanoflow.bench.results import Result
+from nanoflow.bench.result import Result
 from nanoflow.bench.rounds import Rounds
 from nanoflow.core.config.engine_config import ROLES, Config, EngineConfig, PluginChoice
 from nanoflow.core.config.errors import NanoflowError
@@ -32,11 +32,11 @@ def measure(config: Config) -> tuple[dict[str, float], dict[str, str]]:
     start = time.time()
     process = subprocess.run(command, input=json.dumps(asdict(config)), capture_output=True, text=True, check=False)
     try:
-        times, made_of = json.loads(process.stdout.splitlines()[-1])
+        times, description = json.loads(process.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         reason = (process.stderr.strip().splitlines() or ["it gave no reason."])[-1]
         raise NanoflowError(f"The process that was to generate a token failed: {reason}") from None
-    return {phase: end - begin for phase, begin, end in zip(PHASES, (start, *times), times, strict=False)}, made_of
+    return {phase: end - begin for phase, begin, end in zip(PHASES, (start, *times), times, strict=False)}, description
 
 
 def result(config: Config, rounds: Rounds) -> tuple[Result, dict[str, str]]:

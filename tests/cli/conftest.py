@@ -10,7 +10,7 @@ from textwrap import dedent
 
 import pytest
 
-from nanoflow.cli import main
+from nanoflow.cli.main import main
 
 
 @dataclass(frozen=True)

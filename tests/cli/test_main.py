@@ -8,7 +8,8 @@ import sys
 import pytest
 
 import nanoflow
-from nanoflow.cli import COMMANDS, job, main
+from nanoflow.cli.main import COMMANDS, main
+from nanoflow.cli.run import job
 from nanoflow.core.config.errors import ConfigError, NanoflowError
 from tests.cli.conftest import Cli
 
@@ -72,8 +73,8 @@ def test_a_closed_pipe_is_quiet() -> None:
 
 def test_a_terminal_without_unicode_does_not_end_a_run() -> None:
     code = (
-        "import nanoflow.cli.plugins as plugins; plugins.USAGE = 'caf\\xe9 \\u2603'\n"
-        "from nanoflow.cli import main; main(['plugins', '-h'])"
+        "import nanoflow.cli.plugins.command as plugins; plugins.USAGE = 'caf\\xe9 \\u2603'\n"
+        "from nanoflow.cli.main import main; main(['plugins', '-h'])"
     )
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, env={"PYTHONIOENCODING": "ascii"}, check=True, timeout=60
@@ -85,7 +86,7 @@ def test_a_terminal_without_unicode_does_not_end_a_run() -> None:
     "argv", [["--help"], ["plugins"], ["run", "--help"], ["run", "--cfg", "job"], ["run", "engine.sede=1"]]
 )
 def test_what_needs_no_engine_imports_no_torch(argv: list[str]) -> None:
-    _assert_light(f"from nanoflow.cli import main; main({argv!r})")
+    _assert_light(f"from nanoflow.cli.main import main; main({argv!r})")
 
 
 def test_importing_the_package_imports_no_torch() -> None:

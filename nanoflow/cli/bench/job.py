@@ -2,65 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
 
-from nanoflow.bench.rounds import Rounds
-from nanoflow.cli.bench import report
-from nanoflow.cli.bench.report import BenchReport
-from nanoflow.cli.bench.settings import BenchConfig
-from nanoflow.cli.hydra_command import HydraCommand
-from nanoflow.cli.job import output_file
+from nanoflow.bench.job import BenchJob
+from nanoflow.bench.report import Report, Table
+from nanoflow.cli import prompts_file, show
+from nanoflow.cli.files import output_file, write_json
+from nanoflow.cli.settings.commands import BenchConfig
 from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.registry.registry import Registry
 
-Measure: TypeAlias = Callable[[Any, Registry, Rounds, "Path | None"], BenchReport]
+
+def once(kind: str, config: BenchConfig, registry: Registry) -> None:
+    """Measure in this folder, and print the tables."""
+    report = run(kind, config, registry, Path(), progress=sys.stderr.isatty())
+    show.engine(report.description)
+    for part in report.shown():
+        print(show.table(part.head, part.rows) if isinstance(part, Table) else part)
 
 
-def command(name: str, schema: type[BenchConfig], intro: str, measure: Measure) -> HydraCommand:
-    """The subcommand `bench NAME`.
-
-    Args:
-        name: also that of its primary config.
-        schema: its settings.
-        intro: the first lines of its help.
-        measure: gets the settings, the plugins, how often to measure, and the file for a trace.
-    """
-
-    def once(config: BenchConfig, registry: Registry) -> None:
-        report.show_all(run(measure, config, registry, folder=Path(), progress=sys.stderr.isatty()))
-
-    def job(config: BenchConfig, registry: Registry, folder: Path) -> BenchReport:
-        return run(measure, config, registry, folder=folder, progress=False)
-
-    return HydraCommand(f"bench {name}", name, schema, intro, once, job)
-
-
-def run(measure: Measure, config: BenchConfig, registry: Registry, *, folder: Path, progress: bool) -> BenchReport:
-    """Measure what `config` says; its output files go under `folder`.
+def run(kind: str, config: BenchConfig, registry: Registry, folder: Path, progress: bool = False) -> Report:
+    """Measure what `config` says by the module of `nanoflow.bench` for `kind`; its output files go under `folder`.
 
     Raises:
         NanoflowError: whatever a user can cause.
     """
     options = config.bench
     output = output_file("bench.output", options.output, folder)
-    profile = output_file("bench.profile", options.profile, folder)
-    measured = measure(config, registry, Rounds(options.warmup, options.repeats, progress), profile)
+    profile = output_file("bench.profile", getattr(options, "profile", None), folder)
+    name = getattr(config, "prompts_file", None)
+    if (options.workload == "file") != (name is not None):
+        raise ConfigError("bench.workload=file and prompts_file=FILE need each other; set both or none.")
+    given = prompts_file.read(name, config.sampling) if name is not None else None
+    job = BenchJob(config.build, config.sampling, options, given, profile, progress)
+    # Imported here since it takes seconds: what can be checked without it has been by now.
+    report: Report = import_module(f"nanoflow.bench.{kind}").measure(job, registry)
     if output:
-        write_record(output, measured.record())
-    return measured
-
-
-def write_record(output: Path, record: dict[str, Any]) -> None:
-    """Write the file of `bench.output`.
-
-    Raises:
-        ConfigError: it can't be written.
-    """
-    try:
-        output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"bench.output {output} can't be written: {error.strerror}.") from error
+        write_json("bench.output", output, report.record())
+    return report

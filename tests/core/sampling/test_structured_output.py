@@ -438,12 +438,12 @@ def test_equal_grammars_are_compiled_once(tokenizer: Tokenizer) -> None:
 
 
 def test_prompts_file_holds_grammars(llm: LLM, tmp_path: Path) -> None:
-    from nanoflow.cli.prompts import read_file
+    from nanoflow.cli import prompts_file
 
     path = tmp_path / "in.jsonl"
     lines = [{"prompt": PROMPT, "structured_outputs": kind} for kind in KINDS] + [{"prompt": PROMPT}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     for base in (SamplingParams(), sampling(regex="a")):
-        _, params = read_file(str(path), base)
+        _, params = prompts_file.read(str(path), base)
         held = [p.structured_outputs for p in params]
         assert held == [*(StructuredOutputsParams(**kind) for kind in KINDS), base.structured_outputs]

@@ -1,0 +1,1 @@
+"""`nanoflow chat`: a conversation in the terminal."""

@@ -1,0 +1,1 @@
+"""All that knows Hydra: command lines with overrides, composing configs, sweeps, help."""

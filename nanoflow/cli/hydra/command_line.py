@@ -1,0 +1,68 @@
+"""A command line with Hydra's flags and overrides: told apart and checked before Hydra reads it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import NoReturn
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from nanoflow.cli.errors import UsageError
+
+
+def split(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
+    """Hydra's flags with their values, and the overrides, however the two are mixed."""
+    overrides = _Parser(command).parse_intermixed_args(argv).overrides
+    waiting = list(overrides)
+    flags = [argument for argument in argv if not (argument in waiting and waiting.remove(argument) is None)]
+    return flags, overrides
+
+
+class _Parser(ArgumentParser):
+    """The flags of Hydra that a command takes. Hydra reads them again; here they are told from the overrides."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(prog=f"nanoflow {command}", add_help=False, allow_abbrev=False)
+        for switch in ("--run/-r", "--multirun/-m", "--resolve", "--hydra-help"):
+            self.add_argument(*switch.split("/"), action="store_true")
+        self.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+        for flag in ("--package/-p", "--config-name/-cn", "--config-dir/-cd"):
+            self.add_argument(*flag.split("/"))
+        topics = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+        self.add_argument("--info", "-i", nargs="?", const="all", choices=topics)
+        self.add_argument("overrides", nargs="*")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `{self.prog} --help` lists the flags.")
+
+
+def check(overrides: list[str], *, sweeping: bool) -> None:
+    """Raise for the first override that can't be read, or that only a sweep could use.
+
+    Raises:
+        UsageError: that there is one.
+    """
+    for text in overrides:
+        override = parsed(text)
+        if override is None:
+            raise UsageError(
+                f"The override {text!r} can't be read; write KEY=VALUE, and quote a value with special characters "
+                "twice: 'KEY=\"a: [b\"'."
+            )
+        if not override.get_key_element().strip("+~"):
+            raise UsageError(f"The override {text!r} names no key; write KEY=VALUE.")
+        if override.is_sweep_override() and not sweeping:
+            raise UsageError(
+                f"{text!r} gives several values; add -m to run a job with each, or write "
+                f"{override.get_key_element()}=[...] for a list."
+            )
+
+
+def parsed(override: str) -> Override | None:
+    """A `KEY=VALUE` in Hydra's grammar; None if it can't be read."""
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None

@@ -1,0 +1,148 @@
+"""Where Hydra finds `conf/`: the shipped one, its third-party mirrors, and the defaults of every plugin.
+
+Hydra reads yaml files; the defaults of nanoflow stand in dataclasses. `NanoflowSource` brings the two together: a file
+holds only what is deliberately different, and what Hydra gets is that on top of the defaults. So each key exists and
+can be overridden, also those of a third-party plugin whose file says no more than `name: theirs`, or that has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TypeVar
+
+import yaml
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from nanoflow.cli.hydra.config_files import SUFFIX, ConfigFiles
+from nanoflow.cli.settings.commands import PRIMARIES
+from nanoflow.cli.settings.schema import Settings, ordered_names, sections
+from nanoflow.core.config.engine_config import ROLES
+from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.registry.registry import Registry
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
+
+T = TypeVar("T", bound=Settings)
+
+
+def register() -> None:
+    """Make Hydra look here. Doing it again changes nothing."""
+    Plugins.instance().register(NanoflowSource)
+    Plugins.instance().register(NanoflowSearchPath)
+
+
+class NanoflowSearchPath(SearchPathPlugin):
+    """Puts `NanoflowSource` on Hydra's search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("nanoflow", "nanoflow://")
+
+
+class NanoflowSource(ConfigSource):
+    """Yaml files over the defaults of the dataclasses.
+
+    In the four roles' groups every name is a config. One that is no file and no plugin is refused when the registry
+    is asked for it, so that in a sweep only the job that names it fails.
+    """
+
+    def __init__(self, provider: str = "nanoflow", path: str = "nanoflow://") -> None:
+        super().__init__(provider, path)
+        self.registry = Registry.load()
+        self.files = ConfigFiles(self.registry).files
+
+    @staticmethod
+    def scheme() -> str:
+        return "nanoflow"
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return any(place.startswith(f"{config_path}/") for place in self.files)
+
+    def is_config(self, config_path: str) -> bool:
+        return self._file(config_path) is not None or _role_and_name(config_path) is not None
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        prefix = f"{config_path}/" if config_path else ""
+        inside = {place.removeprefix(prefix).split("/")[0] for place in self.files if place.startswith(prefix)}
+        names: list[str] = []
+        for name in inside:
+            for item in (name, name + SUFFIX):  # a group, a config, or both
+                self._list_add_result(names, prefix + item, item, results_filter)
+        if config_path in ROLES and results_filter != ObjectType.GROUP:
+            names += [entry.component.name for entry in self.registry.entries(config_path)]
+        return sorted(set(names))
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """The file at `config_path`, if there is one, over the defaults of the dataclass that it configures."""
+        config_path = config_path.removesuffix(".yaml")
+        file = self._file(config_path)
+        text = file.read_text(encoding="utf-8") if file else ""
+        values = _parse(text, file)
+        if choice := _role_and_name(config_path):
+            values = self._over_plugin_defaults(values, *choice)
+        elif config_path in PRIMARIES:
+            values = _over_defaults(values, PRIMARIES[config_path][1])
+        return ConfigResult(self.provider, str(file), values, self._get_header_dict(text))
+
+    def _over_plugin_defaults(self, values: DictConfig, role: str, name: str) -> DictConfig:
+        name = values.get("name", name)
+        entry = next((e for e in self.registry.entries(role) if e.component.name == name), None)
+        defaults = asdict(entry.component.config()) if entry else {}
+        return _open(OmegaConf.merge({"name": name, **defaults}, values))
+
+    def _file(self, config_path: str) -> Traversable | None:
+        place = config_path.removesuffix(SUFFIX)
+        return self.files.get(PRIMARIES[place][0] if place in PRIMARIES else place)
+
+
+def _parse(text: str, file: Traversable | None) -> DictConfig:
+    try:
+        values = OmegaConf.create(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not a YAML file: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, DictConfig):
+        raise ConfigError(f"{file} must hold keys with values, such as `name: fcfs`, but it is a list.")
+    return values
+
+
+def _role_and_name(config_path: str) -> tuple[str, str] | None:
+    role, _, name = config_path.partition("/")
+    return (role, name) if role in ROLES and name and "/" not in name else None
+
+
+def _over_defaults(values: DictConfig, schema: type[Settings]) -> DictConfig:
+    values_of = asdict(schema())
+    defaults = {name: values_of[name] for name in ordered_names(schema) if name not in ROLES}
+    merged = OmegaConf.merge(defaults, values)
+    for section in sections(schema):
+        _open(merged[section])
+    return merged
+
+
+def _open(node: DictConfig) -> DictConfig:
+    """Let overrides add keys to `node`: they are checked, with a better message, once the plugin is known."""
+    OmegaConf.set_struct(node, False)
+    return node
+
+
+def settings(schema: type[T], composed: DictConfig, registry: Registry) -> T:
+    """The settings in a composed config, checked.
+
+    Raises:
+        ConfigError: a value that can't be resolved, an unknown key, a value of the wrong type or out of its range.
+        PluginError: an unknown plugin.
+    """
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key} can't be resolved: {str(error).splitlines()[0]}.") from error
+    return schema.from_values(values, registry)

@@ -1,0 +1,81 @@
+"""`--help` of a Hydra command: groups, their options, and every key with its default, from what is installed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nanoflow.cli.hydra.command import HydraCommand
+from nanoflow.cli.hydra.config_source import NanoflowSource
+from nanoflow.cli.settings.commands import PRIMARIES
+from nanoflow.cli.settings.schema import Settings, sections
+from nanoflow.core.config.engine_config import ROLES
+from nanoflow.core.registry.registry import Registry
+
+WIDTH = 40  # of the column with keys
+FLAGS = """
+Flags:
+  -m, --multirun      sweep: values with commas between them make jobs; results are kept in runs/
+  --cfg job           show the composed config, and run nothing
+  --info [TOPIC]      how the config came about: defaults, defaults-tree, searchpath, ...
+  --config-name NAME  another primary config than {file}.yaml;  --config-dir DIR  a folder that holds it
+  --hydra-help        more of Hydra's flags
+  --debug             show the traceback of an error
+  --block NAME        leave the plugin or the package of that name alone, as if it were not installed
+"""
+
+
+def text(command: HydraCommand, registry: Registry) -> str:
+    """The whole help text."""
+    source = NanoflowSource()
+    primary = source.load_config(command.primary).config
+    head = command.intro + FLAGS.format(file=PRIMARIES[command.primary][0])
+    keys = _command_keys(command.schema, primary)
+    return "\n".join([head, *_groups(source, primary), *keys, *_plugin_keys(source, registry)])
+
+
+def _groups(source: NanoflowSource, primary: DictConfig) -> Iterator[str]:
+    defaults = {role: name for item in primary.defaults if isinstance(item, DictConfig) for role, name in item.items()}
+    yield "Groups (GROUP=OPTION):"
+    for role in ROLES:
+        names = (f"{n} (default)" if n == defaults[role] else n for n in source.list(role, None))
+        yield f"  {role:<16}{', '.join(names)}"
+    yield ""
+
+
+def _command_keys(schema: type[Settings], primary: DictConfig) -> Iterator[str]:
+    yield "Keys (KEY=VALUE), their defaults, and what they mean:"
+    yield from _lines(schema, primary, "", skip={*sections(schema), *ROLES})
+    for name, section in sections(schema).items():
+        yield ""
+        yield from _lines(section, primary[name], f"{name}.")
+    yield ""
+
+
+def _plugin_keys(source: NanoflowSource, registry: Registry) -> Iterator[str]:
+    for role in ROLES:
+        for entry in registry.entries(role):
+            if fields(entry.component.config):
+                yield f"With {role}={entry.component.name}:"
+                values = source.load_config(f"{role}/{entry.component.name}").config
+                yield from _lines(entry.component.config, values, f"{role}.")
+                yield ""
+
+
+def _lines(schema: type, values: DictConfig, prefix: str, skip: Iterable[str] = ()) -> Iterator[str]:
+    for item in fields(schema):
+        if item.name not in skip:
+            key = f"{prefix}{item.name}={_written(values[item.name])}"
+            break_or_space = "\n" + " " * WIDTH if len(key) > WIDTH - 4 else " " * (WIDTH - 2 - len(key))
+            yield f"  {key}{break_or_space}{item.metadata.get('help', '')}".rstrip()
+
+
+def _written(value: Any) -> str:
+    """A value as it is written in YAML and in overrides."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, ensure_ascii=False)

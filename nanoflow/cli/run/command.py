@@ -1,0 +1,38 @@
+"""The command `nanoflow run`."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+from nanoflow.cli.hydra import app
+from nanoflow.cli.hydra.command import HydraCommand
+from nanoflow.cli.run import job, view
+from nanoflow.cli.run.report import RunReport
+from nanoflow.cli.run.view import Completions, Viewer
+from nanoflow.cli.settings.commands import RunConfig
+from nanoflow.core.registry.registry import Registry
+
+INTRO = """\
+Usage: nanoflow run [flags] [GROUP=OPTION ...] [KEY=VALUE ...]
+
+Completes prompts with an engine put together from the options below.
+
+  nanoflow run 'prompts=["ROMEO:", "Once more unto"]' sampling.max_tokens=32
+  nanoflow run prompts_file=in.jsonl output=out.jsonl   as many as you like; run it again to go on where it stopped
+  nanoflow run -m scheduler.max_num_seqs=4,16         a job for each value, and a table of them all
+"""
+
+
+def _complete(config: RunConfig, registry: Registry) -> None:
+    viewer = Completions(in_a_file=bool(config.output and config.prompts_file))
+    view.summary(job.run(config, registry, folder=Path(), viewer=viewer, use_tqdm=sys.stderr.isatty()))
+
+
+def _job(config: RunConfig, registry: Registry, folder: Path) -> RunReport:
+    return job.run(config, registry, folder=folder, viewer=Viewer())
+
+
+COMMAND = HydraCommand("run", "config", RunConfig, INTRO, _complete, _job)
+main = partial(app.main, COMMAND)

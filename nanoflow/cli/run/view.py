@@ -1,0 +1,93 @@
+"""What `nanoflow run` prints: completions, and how fast they were."""
+
+from __future__ import annotations
+
+import sys
+
+from nanoflow.cli import show
+from nanoflow.cli.run.report import RunReport
+from nanoflow.core.data.outputs import CompletionOutput, RequestOutput
+
+
+class Viewer:
+    """Is told of what a job brings; this one lets it pass.
+
+    Attributes:
+        streams: whether it wants to see the output of a lone prompt while it grows.
+    """
+
+    streams = False
+
+    def start(self, total: int | None, num_done: int) -> None:
+        """There are `total` prompts, None if nobody knows, the first `num_done` of which are done already."""
+
+    def grows(self, output: RequestOutput) -> None:
+        """The output so far of the only prompt, which is not finished."""
+
+    def done(self, result: RequestOutput) -> None:
+        """The next prompt's output."""
+
+
+class Completions(Viewer):
+    """Prints prompts, in bold, with their completions running on from them.
+
+    Args:
+        in_a_file: they are written to a file that was meant for them, so that only the progress is shown.
+    """
+
+    def __init__(self, in_a_file: bool = False) -> None:
+        self.streams = sys.stdout.isatty()
+        self.in_a_file = in_a_file
+        self.total: int | None = None
+        self.number = 0
+        self.num_shown = 0  # characters of a text that grows
+
+    def start(self, total: int | None, num_done: int) -> None:
+        self.total, self.number = total, num_done
+        if num_done:
+            print(f"{num_done} prompts are done already; going on after them.", file=sys.stderr)
+
+    def grows(self, output: RequestOutput) -> None:
+        if self.num_shown == 0:
+            print(show.styled(_prompt(output), show.BOLD), end="")
+        text = output.outputs[0].text
+        print(text[self.num_shown :], end="", flush=True)
+        self.num_shown = max(self.num_shown, len(text))
+
+    def done(self, result: RequestOutput) -> None:
+        self.number += 1
+        if self.in_a_file:
+            if sys.stderr.isatty():
+                print(f"\r{self._place()}", end="\n" if self.number == self.total else "", file=sys.stderr, flush=True)
+            return
+        if self.num_shown:
+            self.grows(result)
+            print(show.styled(f"\n--- {_counts(result, result.outputs[0])} ---", show.DIM) + "\n")
+            return
+        for completion in result.outputs:
+            which = f" ({completion.index + 1}/{len(result.outputs)})" if len(result.outputs) > 1 else ""
+            print(show.styled(f"--- {self._place()}{which}: {_counts(result, completion)} ---", show.DIM))
+            print(f"{show.styled(_prompt(result), show.BOLD)}{completion.text}\n")
+
+    def _place(self) -> str:
+        return f"{self.number}/{self.total}" if self.total is not None else str(self.number)
+
+
+def _prompt(result: RequestOutput) -> str:
+    return result.prompt if result.prompt is not None else f"<{len(result.prompt_token_ids)} token ids>"
+
+
+def _counts(result: RequestOutput, completion: CompletionOutput) -> str:
+    return f"{len(result.prompt_token_ids)} + {len(completion.token_ids)} tokens, {completion.finish_reason}"
+
+
+def summary(report: RunReport) -> None:
+    """Print what ran, and how fast."""
+    show.engine(report.description)
+    print(
+        f"{report.requests} {'prompt' if report.requests == 1 else 'prompts'}, "
+        f"{report.prompt_tokens} + {report.output_tokens} tokens in {report.seconds:.2f} s: "
+        f"prompt {report.prompt_rate:,.0f} tok/s, output {report.output_rate:,.0f} tok/s, "
+        f"TTFT {1000 * report.ttft:.0f} ms, prefix-cache hits {report.hit_rate:.0f}%, "
+        f"preemptions {report.preemptions}"
+    )

@@ -1,0 +1,1 @@
+"""What can be set: the dataclasses of each command, and how values are checked."""
