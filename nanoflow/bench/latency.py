@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from nanoflow.bench import start
 from nanoflow.bench.job import BenchJob
-from nanoflow.bench.timing_report import TimingReport
+from nanoflow.bench.report import Report
+from nanoflow.bench.timings import report
 from nanoflow.core.registry.registry import Registry
 from nanoflow.workloads import offline
 
 
-def measure(job: BenchJob, registry: Registry) -> TimingReport:
+def measure(job: BenchJob, registry: Registry) -> Report:
     """The time over some rounds, of each batch size if steps are measured, and a profile if one is wanted.
 
     Raises:
@@ -20,7 +21,7 @@ def measure(job: BenchJob, registry: Registry) -> TimingReport:
     options, rounds = job.options, job.rounds
     if options.workload == "start":  # the engine is another process's
         result, description = start.result(job.build, rounds)
-        return TimingReport(description, [result])
+        return report(description, [result], None, [])
     from nanoflow.bench.measured_engine import MeasuredEngine
 
     with MeasuredEngine(job.build, registry) as engine:
@@ -34,4 +35,4 @@ def measure(job: BenchJob, registry: Registry) -> TimingReport:
             results = [engine.ttft(workload, rounds) for workload in requests]
             profile = engine.profile_prefill
         events = profile(requests[-1], rounds, options.profile_steps, job.profile) if job.profile else []
-        return TimingReport.of(engine, results, events)
+        return report(engine.description, results, engine.speed, events)

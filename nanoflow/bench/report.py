@@ -1,13 +1,9 @@
-"""What a measurement found out: as numbers for sweeps, as JSON, and as tables."""
+"""What an engine did, and how fast: as numbers for sweeps, as JSON, and as tables."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from nanoflow import __version__
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -24,38 +20,24 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Report(ABC):
-    """The outcome of a measurement on one engine.
+class Report:
+    """The outcome of a measurement, or of a run, on one engine.
 
     Attributes:
         description: checkpoint, the plugin of each role, device and dtype.
+        headline: the outcome in a few words.
         columns: those of `numbers` that a sweep's table shows, with their titles.
+        numbers: what can be compared between jobs, by the names that tables and files use.
+        shown: lines and tables to print.
+        record: the content of a JSON file.
     """
 
-    columns: ClassVar[dict[str, str]]
-
     description: dict[str, str]
-
-    @property
-    @abstractmethod
-    def headline(self) -> str:
-        """The outcome in a few words."""
-
-    @abstractmethod
-    def numbers(self) -> dict[str, Any]:
-        """What can be compared between jobs, by the names that tables and files use."""
-
-    @abstractmethod
-    def details(self) -> dict[str, Any]:
-        """All that was measured, for a JSON file."""
-
-    @abstractmethod
-    def shown(self) -> Iterator[str | Table]:
-        """Lines and tables to print."""
-
-    def record(self) -> dict[str, Any]:
-        """What was measured, and on what, for a JSON file."""
-        return {"nanoflow": __version__, **self.description, **self.details()}
+    headline: str
+    columns: dict[str, str]
+    numbers: dict[str, Any]
+    shown: list[str | Table]
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def rounded(value: float | None) -> float | None:

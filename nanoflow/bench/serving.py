@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from nanoflow.bench.job import BenchJob
-from nanoflow.bench.serving_report import Served, ServingReport
+from nanoflow.bench.report import Report
+from nanoflow.bench.serving_report import Served, report
 from nanoflow.core.api.llm import LLM
 from nanoflow.core.config.sampling_params import RequestOutputKind
 from nanoflow.core.data.outputs import RequestOutput
@@ -15,7 +16,7 @@ from nanoflow.workloads import arrivals as workloads
 from nanoflow.workloads.arrivals import Arrival
 
 
-def measure(job: BenchJob, registry: Registry) -> ServingReport:
+def measure(job: BenchJob, registry: Registry) -> Report:
     """Hand the requests of `job` over when their time has come.
 
     Raises:
@@ -28,7 +29,7 @@ def measure(job: BenchJob, registry: Registry) -> ServingReport:
         clock = Clock(job.options.step_ms / 1000 if job.options.step_ms else None)
         served = serve(llm.engine, arrivals, clock)
         queried, hits = llm.stats.num_queried_tokens - queried, llm.stats.num_hit_tokens - hits
-        return ServingReport(llm.describe(), clock.now, served, 100 * hits / queried if queried else 0.0)
+        return report(llm.describe(), clock.now, served, 100 * hits / queried if queried else 0.0)
 
 
 def _arrivals(job: BenchJob, llm: LLM) -> list[Arrival]:

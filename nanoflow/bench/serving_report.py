@@ -1,16 +1,29 @@
-"""How long requests waited that arrived over time: as numbers for sweeps, as JSON, and as tables."""
+"""The report on requests that arrived over time: how long each waited."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
+from nanoflow import __version__
 from nanoflow.bench.report import Report, Table, rounded
 
 PERCENTILES = (50, 90, 99)
+COLUMNS = {
+    "ttft_p50_ms": "TTFT p50",
+    "ttft_p99_ms": "TTFT p99 ms",
+    "urgent_ttft_p90_ms": "urgent TTFT p90",
+    "tpot_p50_ms": "TPOT p50",
+    "tpot_p99_ms": "TPOT p99 ms",
+    "e2e_p50_ms": "E2E p50",
+    "e2e_p99_ms": "E2E p99 ms",
+    "preemptions": "preemptions",
+    "hit_rate_percent": "cache hits %",
+    "output_tokens_per_s": "output tok/s",
+}
 
 
 @dataclass(frozen=True)
@@ -37,80 +50,59 @@ class Served:
     e2e: float
 
 
-@dataclass(frozen=True)
-class ServingReport(Report):
-    """What became of the requests.
+def report(description: dict[str, str], seconds: float, served: list[Served], hit_rate: float) -> Report:
+    """The report on one engine.
 
-    Attributes:
+    Args:
+        description: of the engine.
         seconds: from the start to the last end, on the clock of `bench.step_ms`.
-        served: each request, in the order of arrival.
+        served: what became of each request, in the order of arrival.
         hit_rate: tokens found in the prefix cache of those looked up, in percent.
     """
+    levels = sorted({one.priority for one in served})
+    by_priority = {level: [one for one in served if one.priority == level] for level in levels}
+    numbers = _numbers(seconds, served, by_priority[levels[0]], hit_rate)
+    groups = {"all": served}
+    if len(levels) > 1:
+        groups |= {f"priority {level}": some for level, some in by_priority.items()}
+    rows = [row for name, some in groups.items() for row in _rows(name, some)]
+    totals = (
+        f"{numbers['requests']} requests, {numbers['prompt_tokens']} + {numbers['output_tokens']} tokens in "
+        f"{seconds:.2f} s: output {numbers['output_tokens_per_s']:,} tok/s, "
+        f"prefix-cache hits {hit_rate:.0f}%, preemptions {numbers['preemptions']}"
+    )
+    return Report(
+        description=description,
+        headline=f"TTFT p50 {numbers['ttft_p50_ms']:,} ms, p99 {numbers['ttft_p99_ms']:,} ms",
+        columns=COLUMNS,
+        numbers=numbers,
+        record={
+            "nanoflow": __version__,
+            **description,
+            **numbers,
+            "by_priority": {str(level): percentiles(some) for level, some in by_priority.items()},
+            "served": [asdict(one) for one in served],
+        },
+        shown=[Table(("requests", "time", *(f"p{p}" for p in PERCENTILES), "count"), rows), totals],
+    )
 
-    columns: ClassVar[dict[str, str]] = {
-        "ttft_p50_ms": "TTFT p50",
-        "ttft_p99_ms": "TTFT p99 ms",
-        "urgent_ttft_p90_ms": "urgent TTFT p90",
-        "tpot_p50_ms": "TPOT p50",
-        "tpot_p99_ms": "TPOT p99 ms",
-        "e2e_p50_ms": "E2E p50",
-        "e2e_p99_ms": "E2E p99 ms",
-        "preemptions": "preemptions",
-        "hit_rate_percent": "cache hits %",
-        "output_tokens_per_s": "output tok/s",
+
+def _numbers(seconds: float, served: list[Served], urgent: list[Served], hit_rate: float) -> dict[str, Any]:
+    """Percentiles of all requests, and of the most urgent ones; totals."""
+    output_tokens = sum(one.output_tokens for one in served)
+    found = {
+        **percentiles(served),
+        **{f"urgent_{name}": value for name, value in percentiles(urgent).items()},
+        "hit_rate_percent": hit_rate,
+        "output_tokens_per_s": output_tokens / seconds,
+        "seconds": seconds,
     }
-
-    seconds: float
-    served: list[Served]
-    hit_rate: float
-
-    @property
-    def headline(self) -> str:
-        """The times to the first token."""
-        numbers = self.numbers()
-        return f"TTFT p50 {numbers['ttft_p50_ms']:,} ms, p99 {numbers['ttft_p99_ms']:,} ms"
-
-    def numbers(self) -> dict[str, Any]:
-        """Percentiles of all requests, and of the most urgent ones; totals."""
-        output_tokens = sum(one.output_tokens for one in self.served)
-        urgent = percentiles(next(iter(self._by_priority()))[1])
-        found = {
-            **percentiles(self.served),
-            **{f"urgent_{name}": value for name, value in urgent.items()},
-            "hit_rate_percent": self.hit_rate,
-            "output_tokens_per_s": output_tokens / self.seconds,
-            "seconds": self.seconds,
-        }
-        return {name: rounded(value) for name, value in found.items()} | {
-            "requests": len(self.served),
-            "prompt_tokens": sum(one.prompt_tokens for one in self.served),
-            "output_tokens": output_tokens,
-            "preemptions": sum(one.preemptions for one in self.served),
-        }
-
-    def details(self) -> dict[str, Any]:
-        """The numbers, also by priority, and each request."""
-        return {
-            **self.numbers(),
-            "by_priority": {str(level): percentiles(some) for level, some in self._by_priority()},
-            "served": [asdict(one) for one in self.served],
-        }
-
-    def shown(self) -> Iterator[str | Table]:
-        """The percentiles, by priority if there are several, and the totals."""
-        groups = [("all", self.served), *((f"priority {level}", some) for level, some in self._by_priority())]
-        rows = [row for name, some in (groups if len(groups) > 2 else groups[:1]) for row in _rows(name, some)]
-        yield Table(("requests", "time", *(f"p{p}" for p in PERCENTILES), "count"), rows)
-        numbers = self.numbers()
-        yield (
-            f"{numbers['requests']} requests, {numbers['prompt_tokens']} + {numbers['output_tokens']} tokens in "
-            f"{self.seconds:.2f} s: output {numbers['output_tokens_per_s']:,} tok/s, "
-            f"prefix-cache hits {self.hit_rate:.0f}%, preemptions {numbers['preemptions']}"
-        )
-
-    def _by_priority(self) -> Iterator[tuple[int, list[Served]]]:
-        for level in sorted({one.priority for one in self.served}):
-            yield level, [one for one in self.served if one.priority == level]
+    return {name: rounded(value) for name, value in found.items()} | {
+        "requests": len(served),
+        "prompt_tokens": sum(one.prompt_tokens for one in served),
+        "output_tokens": output_tokens,
+        "preemptions": sum(one.preemptions for one in served),
+    }
 
 
 def _rows(name: str, served: list[Served]) -> Iterator[tuple[object, ...]]:

@@ -6,13 +6,14 @@ from dataclasses import replace
 
 from nanoflow.bench.job import BenchJob
 from nanoflow.bench.measured_engine import MeasuredEngine
-from nanoflow.bench.timing_report import TimingReport
+from nanoflow.bench.report import Report
+from nanoflow.bench.timings import report
 from nanoflow.core.registry.registry import Registry
 from nanoflow.workloads import offline
 from nanoflow.workloads.offline import Workload
 
 
-def measure(job: BenchJob, registry: Registry) -> TimingReport:
+def measure(job: BenchJob, registry: Registry) -> Report:
     """The rate over some rounds, the GPU's idle share, and a profile if one is wanted.
 
     Raises:
@@ -24,7 +25,7 @@ def measure(job: BenchJob, registry: Registry) -> TimingReport:
         events = []
         if job.profile:
             events = engine.profile_decode(workload, rounds, job.options.profile_steps, job.profile)
-        return TimingReport.of(engine, [result], events)
+        return report(engine.description, [result], engine.speed, events)
 
 
 def _workload(job: BenchJob, engine: MeasuredEngine) -> Workload:

@@ -1,4 +1,4 @@
-"""What several commands print: warnings, what an engine is made of, tables. Colour goes to terminals only."""
+"""What several commands print: warnings, reports, tables. Colour goes to terminals only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
+from nanoflow.bench.report import Report, Table
 from nanoflow.core.config.engine_config import ROLES
 
 BOLD, DIM, YELLOW = "1", "2", "33"
@@ -29,6 +30,13 @@ def engine(description: dict[str, str]) -> None:
     """Print what ran: checkpoint, plugins, device and dtype."""
     roles = " ".join(f"{role}={description[role]}" for role in ROLES)
     print(styled(f"{description['checkpoint']} | {roles} | {description['device']} {description['dtype']}", DIM))
+
+
+def report(report: Report) -> None:
+    """Print what ran, and what came out of it."""
+    engine(report.description)
+    for part in report.shown:
+        print(table(part.head, part.rows) if isinstance(part, Table) else part)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

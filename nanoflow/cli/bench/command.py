@@ -8,7 +8,6 @@ from nanoflow.cli.bench import job
 from nanoflow.cli.errors import UsageError
 from nanoflow.cli.hydra import app
 from nanoflow.cli.hydra.command import HydraCommand
-from nanoflow.cli.settings.commands import PRIMARIES
 from nanoflow.core.config.errors import did_you_mean
 
 COMMANDS = {
@@ -70,9 +69,5 @@ def main(argv: list[str]) -> int:
         raise UsageError(
             f"There is no command 'bench {name}'; there are: {', '.join(COMMANDS)}.{did_you_mean(name, COMMANDS)}"
         )
-    return app.main(_command(name), arguments)
-
-
-def _command(name: str) -> HydraCommand:
-    _, schema = PRIMARIES[name]
-    return HydraCommand(f"bench {name}", name, schema, INTROS[name], partial(job.once, name), partial(job.run, name))
+    once, run = partial(job.once, name), partial(job.run, name)
+    return app.main(HydraCommand(f"bench {name}", name, INTROS[name], once, run), arguments)

@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from nanoflow.bench.job import BenchJob
-from nanoflow.bench.report import Report, Table
+from nanoflow.bench.report import Report
 from nanoflow.cli import prompts_file, show
 from nanoflow.cli.files import output_file, write_json
 from nanoflow.cli.settings.commands import BenchConfig
@@ -17,10 +17,7 @@ from nanoflow.core.registry.registry import Registry
 
 def once(kind: str, config: BenchConfig, registry: Registry) -> None:
     """Measure in this folder, and print the tables."""
-    report = run(kind, config, registry, Path(), progress=sys.stderr.isatty())
-    show.engine(report.description)
-    for part in report.shown():
-        print(show.table(part.head, part.rows) if isinstance(part, Table) else part)
+    show.report(run(kind, config, registry, Path(), progress=sys.stderr.isatty()))
 
 
 def run(kind: str, config: BenchConfig, registry: Registry, folder: Path, progress: bool = False) -> Report:
@@ -40,5 +37,5 @@ def run(kind: str, config: BenchConfig, registry: Registry, folder: Path, progre
     # Imported here since it takes seconds: what can be checked without it has been by now.
     report: Report = import_module(f"nanoflow.bench.{kind}").measure(job, registry)
     if output:
-        write_json("bench.output", output, report.record())
+        write_json("bench.output", output, report.record)
     return report

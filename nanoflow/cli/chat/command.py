@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nanoflow.bench.report import Report
 from nanoflow.cli import show
 from nanoflow.cli.errors import UsageError
 from nanoflow.cli.hydra import app
-from nanoflow.cli.hydra.command import HydraCommand, Report
+from nanoflow.cli.hydra.command import HydraCommand
 from nanoflow.cli.settings.commands import ChatConfig
 from nanoflow.core.registry.registry import Registry
 
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
     """Run the command with its arguments and return the exit code."""
     if "-m" in argv or "--multirun" in argv:
         raise UsageError(ONE_ONLY)
-    return app.main(HydraCommand("chat", "chat", ChatConfig, INTRO, _converse, _no_job), argv)
+    return app.main(HydraCommand("chat", "chat", INTRO, _converse, _no_job), argv)
 
 
 def _converse(config: ChatConfig, registry: Registry) -> None:

@@ -11,7 +11,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from nanoflow.cli.hydra.command import HydraCommand
 from nanoflow.cli.hydra.config_source import NanoflowSource
-from nanoflow.cli.settings.commands import PRIMARIES
 from nanoflow.cli.settings.schema import Settings, sections
 from nanoflow.core.config.engine_config import ROLES
 from nanoflow.core.registry.registry import Registry
@@ -33,7 +32,7 @@ def text(command: HydraCommand, registry: Registry) -> str:
     """The whole help text."""
     source = NanoflowSource()
     primary = source.load_config(command.primary).config
-    head = command.intro + FLAGS.format(file=PRIMARIES[command.primary][0])
+    head = command.intro + FLAGS.format(file=command.file)
     keys = _command_keys(command.schema, primary)
     return "\n".join([head, *_groups(source, primary), *keys, *_plugin_keys(source, registry)])
 

@@ -39,14 +39,14 @@ def run(command: HydraCommand, registry: Registry, composed: DictConfig) -> None
         _run(command, registry, composed, folder)
         return
     with gpus.reserved(composed, number, folder.parent):
-        process = get_context("spawn").Process(target=_run_alone, args=(command, composed, folder))
+        process = get_context("spawn").Process(target=_run_in_process, args=(command, composed, folder))
         process.start()
         process.join()
     if process.exitcode:
         _fail(folder, f"its process ended with exit code {process.exitcode}.")
 
 
-def _run_alone(command: HydraCommand, composed: DictConfig, folder: Path) -> None:
+def _run_in_process(command: HydraCommand, composed: DictConfig, folder: Path) -> None:
     _run(command, Registry.load(), composed, folder)
 
 
@@ -60,7 +60,7 @@ def _run(command: HydraCommand, registry: Registry, composed: DictConfig, folder
             traceback.print_exc()
             _fail(folder, f"{type(error).__name__}: {error}")
     else:
-        record = jobs.succeed(folder, report.columns, {**report.numbers(), **report.description})
+        record = jobs.succeed(folder, report.columns, {**report.numbers, **report.description})
         print(f"{_name(record)}: {report.headline}\n", end="", flush=True)  # one piece, beside other jobs'
 
 

@@ -6,10 +6,11 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from nanoflow.bench.report import Report
+from nanoflow.cli import show
 from nanoflow.cli.hydra import app
 from nanoflow.cli.hydra.command import HydraCommand
-from nanoflow.cli.run import job, view
-from nanoflow.cli.run.report import RunReport
+from nanoflow.cli.run import job
 from nanoflow.cli.run.view import Completions, Viewer
 from nanoflow.cli.settings.commands import RunConfig
 from nanoflow.core.registry.registry import Registry
@@ -27,12 +28,12 @@ Completes prompts with an engine put together from the options below.
 
 def _complete(config: RunConfig, registry: Registry) -> None:
     viewer = Completions(in_a_file=bool(config.output and config.prompts_file))
-    view.summary(job.run(config, registry, folder=Path(), viewer=viewer, use_tqdm=sys.stderr.isatty()))
+    show.report(job.run(config, registry, folder=Path(), viewer=viewer, use_tqdm=sys.stderr.isatty()))
 
 
-def _job(config: RunConfig, registry: Registry, folder: Path) -> RunReport:
+def _job(config: RunConfig, registry: Registry, folder: Path) -> Report:
     return job.run(config, registry, folder=folder, viewer=Viewer())
 
 
-COMMAND = HydraCommand("run", "config", RunConfig, INTRO, _complete, _job)
+COMMAND = HydraCommand("run", "config", INTRO, _complete, _job)
 main = partial(app.main, COMMAND)

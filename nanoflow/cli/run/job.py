@@ -8,9 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanoflow.bench.report import Report
 from nanoflow.cli.files import output_file
 from nanoflow.cli.run import batch, prompts, records
-from nanoflow.cli.run.report import RunReport, Tally
+from nanoflow.cli.run.report import Tally
 from nanoflow.cli.run.view import Viewer
 from nanoflow.cli.settings.commands import RunConfig
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from nanoflow.core.api.llm import LLM
 
 
-def run(config: RunConfig, registry: Registry, *, folder: Path, viewer: Viewer, use_tqdm: bool = False) -> RunReport:
+def run(config: RunConfig, registry: Registry, *, folder: Path, viewer: Viewer, use_tqdm: bool = False) -> Report:
     """Complete the prompts of `config`, and write `config.output`, if set, under `folder`.
 
     With an output file, prompts are read and completions written one by one, and a file that holds the beginning
@@ -36,7 +37,7 @@ def run(config: RunConfig, registry: Registry, *, folder: Path, viewer: Viewer, 
     return _one_by_one(config, registry, viewer, path)
 
 
-def _at_once(config: RunConfig, registry: Registry, viewer: Viewer, use_tqdm: bool) -> RunReport:
+def _at_once(config: RunConfig, registry: Registry, viewer: Viewer, use_tqdm: bool) -> Report:
     texts, params = prompts.read(config)
     viewer.start(len(texts), 0)
     with _building(config, registry) as llm:
@@ -52,7 +53,7 @@ def _at_once(config: RunConfig, registry: Registry, viewer: Viewer, use_tqdm: bo
         return tally.report(llm, seconds)
 
 
-def _one_by_one(config: RunConfig, registry: Registry, viewer: Viewer, path: Path) -> RunReport:
+def _one_by_one(config: RunConfig, registry: Registry, viewer: Viewer, path: Path) -> Report:
     total = prompts.count(config)
     file = records.RecordsFile(path)
     waiting = file.skip_done(prompts.each(config))

@@ -1,11 +1,10 @@
-"""What `nanoflow run` prints: completions, and how fast they were."""
+"""What `nanoflow run` prints while it goes on."""
 
 from __future__ import annotations
 
 import sys
 
 from nanoflow.cli import show
-from nanoflow.cli.run.report import RunReport
 from nanoflow.core.data.outputs import CompletionOutput, RequestOutput
 
 
@@ -79,15 +78,3 @@ def _prompt(result: RequestOutput) -> str:
 
 def _counts(result: RequestOutput, completion: CompletionOutput) -> str:
     return f"{len(result.prompt_token_ids)} + {len(completion.token_ids)} tokens, {completion.finish_reason}"
-
-
-def summary(report: RunReport) -> None:
-    """Print what ran, and how fast."""
-    show.engine(report.description)
-    print(
-        f"{report.requests} {'prompt' if report.requests == 1 else 'prompts'}, "
-        f"{report.prompt_tokens} + {report.output_tokens} tokens in {report.seconds:.2f} s: "
-        f"prompt {report.prompt_rate:,.0f} tok/s, output {report.output_rate:,.0f} tok/s, "
-        f"TTFT {1000 * report.ttft:.0f} ms, prefix-cache hits {report.hit_rate:.0f}%, "
-        f"preemptions {report.preemptions}"
-    )
