@@ -42,8 +42,7 @@ def main(command: HydraCommand, argv: list[str]) -> int:
     succeeded = True
 
     def task(config: DictConfig) -> None:
-        mode = HydraConfig.get().mode
-        if mode == RunMode.MULTIRUN:  # maybe in another process
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # maybe in another process
             sweep.run(command, registry, config)
         else:
             composed.append(config)

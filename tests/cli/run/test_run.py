@@ -19,8 +19,8 @@ def test_each_prompt_is_printed_with_its_completion_and_what_ran(cli: Cli) -> No
     assert [record["prompt"] for record in records][:2] == ["HAMLET:\n", "JULIET:\nO Romeo"]
     for record in records:
         assert record["prompt"] + record["text"] in outcome.out
-    *_, made_of, speed = outcome.out.splitlines()
-    assert made_of.startswith("bard | model=qwen3 attention=torch scheduler=fcfs block_manager=prefix | cpu")
+    *_, description, speed = outcome.out.splitlines()
+    assert description.startswith("bard | model=qwen3 attention=torch scheduler=fcfs block_manager=prefix | cpu")
     assert f"{sum(r['num_prompt_tokens'] for r in records)} + 12 tokens" in speed
     for measure in ("prompt ", "output ", " tok/s", "TTFT ", "prefix-cache hits ", "preemptions 0"):
         assert measure in speed
