@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanoflow.cli.new_plugin import write
-from nanoflow.core.config.engine_config import ROLES
+from nanoflow.core.registry.roles import ROLES
 from tests.environment import ROOT, Environment, build_wheel, done
 
 

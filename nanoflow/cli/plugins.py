@@ -8,9 +8,9 @@ from typing import NoReturn
 
 from nanoflow.cli import UsageError, new_plugin, show
 from nanoflow.cli.config_files import ConfigFiles
-from nanoflow.core.config.engine_config import ROLES
 from nanoflow.core.registry.component import Component
 from nanoflow.core.registry.registry import Registry
+from nanoflow.core.registry.roles import ROLES
 
 USAGE = f"""\
 Usage: nanoflow plugins
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     registry = Registry.load()
     rows = [
         (role, entry.component.name, entry.package, entry.version, _availability(entry.component))
-        for role in ROLES
+        for role in registry.roles
         for entry in registry.entries(role)
     ]
     print(show.table(("role", "name", "package", "version", "here"), rows))

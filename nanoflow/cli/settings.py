@@ -11,13 +11,15 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from nanoflow.core.config.engine_config import BUNDLED_CHECKPOINT, ROLES, Config, EngineConfig, PluginChoice
+from nanoflow.core.config.engine_config import BUNDLED_CHECKPOINT, Choice, Config, EngineConfig, PluginChoice
 from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.config.fields import field_names, option
 from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.registry.choices import split_choices
 from nanoflow.core.registry.registry import AUTO, Registry
+from nanoflow.core.registry.roles import in_config
 
-DEFAULTS = Config()
+PLUGINS = "plugins"  # the field with what serves each role, whose keys are the roles
 T = TypeVar("T", bound="Settings")
 
 
@@ -25,17 +27,14 @@ T = TypeVar("T", bound="Settings")
 class Settings:
     """All settings of a command: these, of the engine that it builds, and those that a subclass adds.
 
-    A field whose default is made by a dataclass is a section of keys, one of a role chooses a plugin, and the others
-    are keys themselves.
+    A field whose default is made by a dataclass is a section of keys, `plugins` has a key for each role that configs
+    choose plugins for, and the others are keys themselves.
     """
 
     checkpoint: str = option(BUNDLED_CHECKPOINT, "a folder or a Hub id; bard is the one that nanoflow ships")
     sampling: SamplingParams = field(default_factory=SamplingParams)
     engine: EngineConfig = field(default_factory=EngineConfig)
-    model: PluginChoice = DEFAULTS.model
-    attention: PluginChoice = DEFAULTS.attention
-    scheduler: PluginChoice = DEFAULTS.scheduler
-    block_manager: PluginChoice = DEFAULTS.block_manager
+    plugins: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_composed(cls: type[T], composed: DictConfig, registry: Registry) -> T:
@@ -49,14 +48,13 @@ class Settings:
             values = OmegaConf.to_container(composed, resolve=True)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{error.full_key} can't be resolved: {str(error).splitlines()[0]}.") from error
-        _refuse_unknown(values, "", field_names(cls), all_keys(registry, cls))
+        _refuse_unknown(values, "", keys(registry, cls), all_keys(registry, cls))
         for name, section in sections(cls).items():
             if name in values:
                 values[name] = checked(section, _mapping(values[name], name), f"{name}.")
-        for role in ROLES:
-            if role in values:
-                values[role] = _choice(role, _mapping(values[role], role), registry)
-        plain = {key: value for key, value in values.items() if key not in sections(cls) and key not in ROLES}
+        written = {role: values.pop(role) for role in in_config(registry.roles) if role in values}
+        values[PLUGINS] = {role: _chosen(role, value, registry) for role, value in written.items()}
+        plain = {key: value for key, value in values.items() if key not in (*sections(cls), PLUGINS)}
         return cls(**{**values, **_coerced(cls, plain, "")})
 
     @property
@@ -66,9 +64,14 @@ class Settings:
 
 
 def ordered_names(schema: type[Settings]) -> list[str]:
-    """The names of its fields: the checkpoint, then what only this command has, then what all have."""
+    """The names of its fields but `plugins`: the checkpoint, then what only this command has, then what all have."""
     _, *shared = field_names(Settings)
-    return sorted(field_names(schema), key=shared.__contains__)
+    return sorted((name for name in field_names(schema) if name != PLUGINS), key=shared.__contains__)
+
+
+def keys(registry: Registry, schema: type[Settings]) -> list[str]:
+    """Its keys at the top: the names of its fields, and the roles."""
+    return [*ordered_names(schema), *in_config(registry.roles)]
 
 
 def sections(schema: type[Settings]) -> dict[str, type]:
@@ -108,6 +111,14 @@ def checked(schema: type, values: dict[str, Any], prefix: str) -> Any:
         raise (error if str(error).startswith(prefix) else ConfigError(f"{prefix}{error}")) from None
 
 
+def _chosen(role: str, value: Any, registry: Registry) -> Choice:
+    """What serves a role, from its value in a composed config."""
+    if registry.roles[role].cardinality == "one":
+        return _choice(role, _mapping(value, role), registry)
+    items = split_choices(role, value)
+    return tuple(_choice(role, {"name": name, **options}, registry) for name, options in items)
+
+
 def _choice(role: str, values: dict[str, Any], registry: Registry) -> PluginChoice:
     options = dict(values)
     name = options.pop("name", None)
@@ -134,10 +145,10 @@ def _refuse_unknown(values: dict[str, Any], prefix: str, names: list[str], known
 
 def all_keys(registry: Registry, schema: type[Settings] = RunConfig) -> list[str]:
     """Every key of a command, those of installed plugins included."""
-    keys = [f"{section}.{name}" for section, part in sections(schema).items() for name in field_names(part)]
-    for role in ROLES:
-        keys += [f"{role}.{name}" for entry in registry.entries(role) for name in field_names(entry.component.config)]
-    return [*ordered_names(schema), *keys]
+    nested = [f"{section}.{name}" for section, part in sections(schema).items() for name in field_names(part)]
+    for role in in_config(registry.roles, "one"):
+        nested += [f"{role}.{name}" for entry in registry.entries(role) for name in field_names(entry.component.config)]
+    return [*keys(registry, schema), *nested]
 
 
 def unknown_key(key: str, known: list[str]) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from nanoflow.core.config.engine_config import ROLES
+from nanoflow.core.registry.roles import ROLES, in_config
 
 if TYPE_CHECKING:
     from nanoflow.cli.job import Report
@@ -85,7 +85,7 @@ def _counts(result: RequestOutput, completion: CompletionOutput) -> str:
 
 def engine(made_of: dict[str, str]) -> None:
     """Print what ran: checkpoint, plugins, device and dtype."""
-    roles = " ".join(f"{role}={made_of[role]}" for role in ROLES)
+    roles = " ".join(f"{role}={made_of[role]}" for role in in_config(ROLES) if made_of.get(role))
     print(styled(f"{made_of['checkpoint']} | {roles} | {made_of['device']} {made_of['dtype']}", DIM))
 
 

@@ -20,11 +20,11 @@ from nanoflow.bench.results import Floor, Result
 from nanoflow.cli.bench import COMMANDS
 from nanoflow.cli.bench.settings import LatencyConfig, ThroughputConfig
 from nanoflow.cli.settings import all_keys, sections
-from nanoflow.core.config.engine_config import ROLES
 from nanoflow.core.config.errors import CheckpointError, ConfigError
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.loading import hub
 from nanoflow.core.registry.registry import Registry
+from nanoflow.core.registry.roles import ROLES
 from tests.cli.conftest import Cli
 from tests.core.sentences import raises_sentence
 

@@ -13,8 +13,8 @@ import yaml
 
 from nanoflow.cli.config_source import NanoflowSource
 from nanoflow.cli.settings import SECTIONS, RunConfig, all_keys
-from nanoflow.core.config.engine_config import ROLES
 from nanoflow.core.registry.registry import AUTO, Registry
+from nanoflow.core.registry.roles import ROLES
 from tests.cli.conftest import Cli
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -70,7 +70,7 @@ def test_the_primary_config_says_only_what_differs(cli: Cli) -> None:
 
 def test_the_default_choice_of_every_role_is_that_of_the_dataclass(cli: Cli) -> None:
     composed = compose(cli)
-    assert {role: composed[role]["name"] for role in ROLES} == {role: getattr(RunConfig(), role).name for role in ROLES}
+    assert {role: composed[role]["name"] for role in ROLES} == {role.name: role.default for role in ROLES.values()}
 
 
 def test_options_can_be_set_without_a_plus(cli: Cli) -> None:

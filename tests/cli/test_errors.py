@@ -12,9 +12,9 @@ from hydra.errors import MissingConfigException
 from nanoflow.cli import hydra_app
 from nanoflow.cli.run import COMMAND
 from nanoflow.cli.settings import SECTIONS
-from nanoflow.core.config.engine_config import ROLES
 from nanoflow.core.config.fields import field_names
 from nanoflow.core.registry.registry import Registry
+from nanoflow.core.registry.roles import ROLES
 from tests.cli.conftest import Cli
 
 BUNDLED = Path(__file__).parents[2] / "nanoflow" / "assets" / "bard"

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from nanoflow import Component, __version__, hookimpl
-from nanoflow.core.config.engine_config import ROLES, PluginChoice, SchedulerConfig
+from nanoflow.core.config.engine_config import PluginChoice, SchedulerConfig
 from nanoflow.core.config.errors import ConfigError, PluginError
 from nanoflow.core.config.fields import option, require
 from nanoflow.core.registry.component import NoOptions
 from nanoflow.core.registry.registry import Registry
+from nanoflow.core.registry.roles import ROLES
 from tests.core.scripted import entry_point
 from tests.core.sentences import raises_sentence
 
