@@ -51,7 +51,13 @@ class Component:
 
 @dataclass(frozen=True)
 class Entry:
-    """An installed component and the package that brought it."""
+    """An installed component.
+
+    Attributes:
+        role: what it can serve as.
+        component: the plugin's description of itself.
+        package, version: of the distribution that brought it.
+    """
 
     role: Role
     component: Component
