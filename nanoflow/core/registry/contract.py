@@ -44,8 +44,8 @@ class Contract:
 
     Attributes:
         version: the present one.
-        undeclared: the one that a plugin was made for if it says nothing: the first that could be declared. It must not
-            be the present one, or a plugin that says nothing would be taken for up to date for ever.
+        undeclared: the one that a plugin was made for if it says nothing: the first that could be declared. It stays
+            that when the version grows, or a plugin that says nothing would be taken for up to date for ever.
         changes: by rising version.
     """
 
