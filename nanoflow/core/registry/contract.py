@@ -18,6 +18,7 @@ from nanoflow.core.config.errors import PluginError
 from nanoflow.core.config.fields import is_int
 
 ATTRIBUTE = "nanoflow_contract"
+CONTRACT_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _told(changes: Iterable[Change]) -> str:
 
 
 CONTRACT = Contract(
-    version=1,
+    version=CONTRACT_VERSION,
     changes=(
         Change(
             1,

@@ -17,6 +17,7 @@ from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
 
 Cardinality = Literal["one", "several", "by_request"]
+Promise = Literal["stable", "versioned", "experimental"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Role:
             order, none by default); or all that are installed are there, and each request says which it wants and how
             (`by_request`), so that no config names any.
         options: what the components' option dataclasses derive from.
+        promise: how firm the contract is; `nanoflow.plugin` says what the words mean.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Role:
     default: str | tuple[str, ...] = ()
     cardinality: Cardinality = "one"
     options: type = object
+    promise: Promise = "versioned"
 
     @property
     def noun(self) -> str:

@@ -25,7 +25,7 @@ METHODS = {
     and name not in vars(cls).get("__dataclass_fields__", ())
 }  # fmt: skip
 ROLES = [role.product.__name__ for role in TABLE.values()]
-PLUGIN_GUIDE = Path(__file__).parents[3] / "docs" / "plugins.md"
+PLUGIN_GUIDE = Path(__file__).parents[3] / "docs" / "extension.md"
 
 
 def test_there_is_something_to_check() -> None:
