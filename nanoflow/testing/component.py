@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import ClassVar
 
 from nanoflow.testing.suite import Suite
 
@@ -13,6 +14,8 @@ class ComponentSuite(Suite):
     Attributes:
         role: the name of the role.
     """
+
+    role: ClassVar[str]
 
     def test_every_option_has_a_help_line(self) -> None:
         component, _ = self.plugin()

@@ -34,7 +34,7 @@ def test_there_is_something_to_check() -> None:
     assert {"ModelArch", "AttentionBackend", "Scheduler", "BlockManager", "Component"} <= set(CLASSES)
     assert {role.context.__name__ for role in TABLE.values()} <= set(CLASSES)
     assert len(METHODS) > 15
-    assert set(ROLES) == {name for name, cls in CLASSES.items() if inspect.isabstract(cls)}
+    assert set(ROLES) >= {name for name, cls in CLASSES.items() if inspect.isabstract(cls)}
 
 
 @pytest.mark.parametrize("name", HOOKS)

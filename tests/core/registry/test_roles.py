@@ -26,7 +26,7 @@ def registry() -> Registry:
 @pytest.mark.parametrize("role", ROLES.values(), ids=ROLES)
 def test_a_row(role: Role) -> None:
     assert ROLES[role.name] is role
-    assert inspect.isabstract(role.product)
+    assert inspect.getdoc(role.product)
     assert is_dataclass(role.context)
     assert role.hook.startswith("nanoflow_")
     names = [role.default] if isinstance(role.default, str) else role.default
