@@ -18,9 +18,6 @@ from nanoflow.core.registry.roles import ROLES
 from tests.core.scripted import entry_point
 from tests.core.sentences import raises_sentence
 
-HOOKS = {"model": "nanoflow_models", "attention": "nanoflow_attention_backends", "scheduler": "nanoflow_schedulers",
-         "block_manager": "nanoflow_block_managers"}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Options:
@@ -44,7 +41,7 @@ def plugin(answer: Any, role: str = "attention") -> Any:
             raise answer
         return answer
 
-    hook.__name__ = HOOKS.get(role, role)
+    hook.__name__ = ROLES[role].hook if role in ROLES else role
     return SimpleNamespace(**{hook.__name__: hookimpl(hook)})
 
 
