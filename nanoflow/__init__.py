@@ -1,7 +1,7 @@
 """nanoflow: an LLM inference engine in which every part can be swapped from the command line.
 
-The public names are imported on first use, so that `import nanoflow` costs nothing and plugin packages can import
-`hookimpl` and `Component` without paying for torch.
+The public names are imported on first use, so that `import nanoflow` costs nothing. What plugins import is in
+`nanoflow.plugin`.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nanoflow.core.registry.contract import CONTRACT
 from nanoflow.testing.checkpoints import generate, make_checkpoint, oracle_of
 from tests.core.scripted import byte_level
 from tests.environment import ROOT, Environment, build_wheel, done
@@ -44,8 +45,8 @@ def test_their_own_tests_pass(environment: Environment, tmp_path: Path) -> None:
 
 
 def test_the_tutorial(environment: Environment, tmp_path: Path) -> None:
-    """The files of docs/plugins.md make a package that can be installed, and its commands do what they should."""
-    text = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    """The files of docs/extension.md make a package that can be installed, and its commands do what they should."""
+    text = (ROOT / "docs" / "extension.md").read_text(encoding="utf-8")
     files = re.findall(r"^\*\*\d\. [^`]*`([\w/.]+)`.*?```\w+\n(.*?)```", text, re.DOTALL | re.MULTILINE)
     assert [name for name, _ in files] == [
         "hasty/__init__.py", "pyproject.toml", "hasty/conf/scheduler/hurried.yaml", "tests/test_hasty.py"
@@ -63,6 +64,21 @@ def test_the_tutorial(environment: Environment, tmp_path: Path) -> None:
     assert len(re.findall(r"scheduler=(?:fcfs|hasty|hurried) +\| ok", sweep)) == 3
     environment.pip("uninstall", "--yes", "hasty")
     assert "hasty" not in done(environment.nanoflow("plugins"))
+
+
+def test_a_package_for_an_older_contract(environment: Environment) -> None:
+    """It is left out, with a sentence about what has changed since; everything else works on."""
+    environment.install(ROOT / "tests" / "packages" / "nanoflow-pinned")
+    process = environment.nanoflow("plugins")
+    assert "| pinned" not in done(process)
+    (change,) = CONTRACT.changes
+    assert process.stderr == (
+        "nanoflow: warning: Plugin 'pinned' of nanoflow-pinned 0.1.0 was left out: it is made for contract 0, and this "
+        f"is contract 1. Contract 1: {change.what}\n"
+    )
+    assert "plugins import from nanoflow, nanoflow.plugin and nanoflow.testing alone" in process.stderr
+    environment.pip("uninstall", "--yes", "nanoflow-pinned")
+    assert environment.nanoflow("plugins").stderr == ""
 
 
 def test_they_come_and_go(environment: Environment, gpt2: Path, tmp_path: Path) -> None:

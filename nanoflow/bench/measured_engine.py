@@ -45,7 +45,7 @@ class MeasuredEngine:
         dtype = pick_dtype(config.engine.dtype, hf_config, target)
         self.cuda = target.type == "cuda"
         self.vocab_size: int = hf_config["vocab_size"]
-        self.max_num_seqs: int = registry.resolve("scheduler", config.scheduler)[1].max_num_seqs
+        self.max_num_seqs: int = registry.resolve("scheduler", config.plugins.get("scheduler"))[1].max_num_seqs
         self.dims = floor.Dims.from_config(hf_config, dtype.itemsize)
         count = config.engine.tensor_parallel_size if self.cuda else 1  # on a CPU, ranks share one
         self.speed = device.measure(target, dtype).times(count)  # first, since the engine takes most of the memory

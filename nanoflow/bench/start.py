@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 from nanoflow.bench.result import Result
 from nanoflow.bench.rounds import Rounds
-from nanoflow.core.config.engine_config import ROLES, Config, EngineConfig, PluginChoice
+from nanoflow.core.config.engine_config import Config
 from nanoflow.core.config.errors import NanoflowError
 from nanoflow.core.config.sampling_params import SamplingParams
 
@@ -49,9 +49,7 @@ def result(config: Config, rounds: Rounds) -> tuple[Result, dict[str, str]]:
 
 def main() -> None:
     """Generate one token, and write when the imports, the engine and the token were there."""
-    values = json.load(sys.stdin)
-    choices = {role: PluginChoice(**values.pop(role)) for role in ROLES}
-    config = Config(values["checkpoint"], EngineConfig(**values["engine"]), **choices)
+    config = Config.from_dict(json.load(sys.stdin))
 
     from nanoflow.core.api.llm import LLM
 

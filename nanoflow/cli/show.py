@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 from nanoflow.bench.report import Report, Table
-from nanoflow.core.config.engine_config import ROLES
+from nanoflow.core.registry.roles import ROLES, in_config
 
 BOLD, DIM, YELLOW = "1", "2", "33"
 
@@ -28,7 +28,7 @@ def warn(message: str) -> None:
 
 def engine(description: dict[str, str]) -> None:
     """Print what ran: checkpoint, plugins, device and dtype."""
-    roles = " ".join(f"{role}={description[role]}" for role in ROLES)
+    roles = " ".join(f"{role}={description[role]}" for role in in_config(ROLES) if description.get(role))
     print(styled(f"{description['checkpoint']} | {roles} | {description['device']} {description['dtype']}", DIM))
 
 

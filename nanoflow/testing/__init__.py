@@ -13,6 +13,8 @@ configs by name, each with the `model_type` by which transformers finds its own 
         component = "gpt2"
         hf_configs = {"tiny": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96}}
 
+A role that has no suite of its own is tested with `ComponentSuite`, which is told the `role`.
+
 A check that a plugin fails on purpose is a method `test_*` to override, so that it shows. What else a subclass may set
 is in each suite's docstring, and `docs/testing.md` says more. It needs pytest and hypothesis:
 `pip install nanoflow[testing]`.
@@ -30,6 +32,7 @@ for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
     pytest.register_assert_rewrite(_module.name)  # so that a failed check shows its values
 
 _SUITES = {
+    "ComponentSuite": "nanoflow.testing.component",
     "SchedulerSuite": "nanoflow.testing.schedulers",
     "BlockManagerSuite": "nanoflow.testing.block_managers",
     "AttentionBackendSuite": "nanoflow.testing.attention",
@@ -40,6 +43,7 @@ __all__ = list(_SUITES)
 if TYPE_CHECKING:
     from nanoflow.testing.attention import AttentionBackendSuite
     from nanoflow.testing.block_managers import BlockManagerSuite
+    from nanoflow.testing.component import ComponentSuite
     from nanoflow.testing.models import ModelArchSuite
     from nanoflow.testing.schedulers import SchedulerSuite
 

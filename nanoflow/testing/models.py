@@ -192,8 +192,10 @@ class ModelArchSuite(Suite):
             max_model_len=128,
         )  # fmt: skip
         config = Config(
-            str(reference.folder), engine, model=self.choice(), attention=PluginChoice("torch"),
-            scheduler=PluginChoice("fcfs", {"max_num_seqs": 4, "max_num_batched_tokens": 24}),
+            str(reference.folder), engine, {
+                "model": self.choice(), "attention": PluginChoice("torch"),
+                "scheduler": PluginChoice("fcfs", {"max_num_seqs": 4, "max_num_batched_tokens": 24}),
+            },
         )  # fmt: skip
         params = SamplingParams(temperature=0.0, max_tokens=NUM_OUTPUT_TOKENS, ignore_eos=True)
         with LLM.from_config(config, self.registry()) as llm:

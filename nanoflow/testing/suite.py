@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from nanoflow.core.config.engine_config import ROLES, PluginChoice
-from nanoflow.core.registry.component import Component
-from nanoflow.core.registry.registry import Entry, Registry
+from nanoflow.core.config.engine_config import PluginChoice
+from nanoflow.core.registry.component import Component, Entry
+from nanoflow.core.registry.registry import Registry
+from nanoflow.core.registry.roles import ROLES
 
 
 class Suite:
@@ -32,7 +33,8 @@ class Suite:
             return Registry.load()
         known = Registry.load(extra=[])
         others = [entry for role in ROLES for entry in known.entries(role)]
-        return Registry([*others, Entry(cls.role, component, cls.__module__, "under test")], known.config_packages, [])
+        tested = Entry(ROLES[cls.role], component, cls.__module__, "under test")
+        return Registry([*others, tested], known.config_packages, [])
 
     @classmethod
     def choice(cls) -> PluginChoice:

@@ -82,7 +82,7 @@ def scripted_config(
         tokenizer.save_pretrained(folder)
     registry = Registry.load(strict=True, extra=[entry_point(sys.modules[__name__])])
     options = EngineConfig(**{"load_format": "dummy", "num_kv_blocks": 256, "device": "cpu"} | engine)
-    return Config(str(folder), options, scheduler=PluginChoice("fcfs", scheduler or {})), registry
+    return Config(str(folder), options, {"scheduler": PluginChoice("fcfs", scheduler or {})}), registry
 
 
 def byte_level(merges: bool = True) -> Any:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from nanoflow.plugin import Component, ModelArch, ModelContext, NoOptions, hookimpl
 
-from nanoflow import Component, hookimpl
+nanoflow_contract = 1
 
 
-def _build(config: Any, context: Any) -> Any:
+def _build(config: NoOptions, context: ModelContext) -> ModelArch:
     from nanoflow_gpt2.model import GPT2  # imports torch
 
     return GPT2(context)

@@ -6,10 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nanoflow.core.config.errors import CheckpointError, ConfigError
-from nanoflow.core.contracts.attention import AttentionBackend
-from nanoflow.core.contracts.model import ModelArch, ModelContext
-from nanoflow.core.layers import Embedding, Linear
+from nanoflow.plugin import (
+    AttentionBackend,
+    CheckpointError,
+    ConfigError,
+    Embedding,
+    Linear,
+    ModelArch,
+    ModelContext,
+)
 
 APPROXIMATIONS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 

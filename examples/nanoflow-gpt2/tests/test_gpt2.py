@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanoflow import LLM, SamplingParams
-from nanoflow.core.config.errors import CheckpointError, ConfigError
+from nanoflow.plugin import CheckpointError, ConfigError
 from nanoflow.testing import ModelArchSuite
 from nanoflow.testing.checkpoints import edit_json, generate, make_checkpoint, oracle_of
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from nanoflow import Component, hookimpl
+from nanoflow.plugin import Component, hookimpl
 from nanoflow_sjf.scheduler import ShortestConfig, ShortestScheduler
+
+nanoflow_contract = 1
 
 
 @hookimpl

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nanoflow.core.config.engine_config import SchedulerConfig
-from nanoflow.core.config.fields import is_number, option, require
-from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler
-from nanoflow.core.contracts.scheduler import SchedulerContext
-from nanoflow.core.data.sequence import Sequence
+from nanoflow.plugin import (
+    ContinuousScheduler,
+    SchedulerConfig,
+    SchedulerContext,
+    Sequence,
+    is_number,
+    option,
+    require,
+)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nanoflow.core.config.errors import ConfigError
+from nanoflow.plugin import ConfigError
 from nanoflow.testing import SchedulerSuite
 from nanoflow.testing.world import Limits
 from nanoflow_sjf import ShortestConfig

@@ -7,7 +7,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nanoflow.core.config.engine_config import ROLES
 from nanoflow.core.registry.registry import AUTO, Registry
 
 if TYPE_CHECKING:
@@ -36,7 +35,9 @@ class ConfigFiles:
         owners = dict.fromkeys(self.files, "nanoflow")
         for package, distribution in registry.config_packages.items():
             for place, file in _walk(files(package)):
-                if (owner := owners.get(place) or _plugin_of(place, registry, distribution)) is not None:
+                if (refused := _refused(place, package, registry)) is not None:
+                    self.problems.append(refused)
+                elif (owner := owners.get(place) or _plugin_of(place, registry, distribution)) is not None:
                     self.problems.append(
                         f"The config file {place}{SUFFIX} of {package} was left out: {place.replace('/', '=')} is "
                         f"{owner}'s already; rename the file."
@@ -54,10 +55,21 @@ def _walk(folder: Traversable, place: str = "") -> Iterator[tuple[str, Traversab
             yield place + item.name.removesuffix(SUFFIX), item
 
 
+def _refused(place: str, package: str, registry: Registry) -> str | None:
+    """Why a file in the folder of a role can't be chosen: only where one plugin serves it, a file can stand for it."""
+    role = registry.roles.get(place.partition("/")[0])
+    if role is None or role.cardinality == "one" or "/" not in place:
+        return None
+    return (
+        f"The config file {place}{SUFFIX} of {package} was left out: {role.name} are chosen by their names, with "
+        "options beside these, and not by files."
+    )
+
+
 def _plugin_of(place: str, registry: Registry, package: str) -> str | None:
     """The package, if not this one, whose plugin is chosen by the name of the file."""
     role, _, name = place.partition("/")
-    if role not in ROLES:
+    if role not in registry.roles:
         return None
     if name == AUTO:
         return "nanoflow"

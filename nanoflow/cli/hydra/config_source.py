@@ -7,8 +7,9 @@ can be overridden, also those of a third-party plugin whose file says no more th
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from hydra.core.config_search_path import ConfigSearchPath
@@ -22,9 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from nanoflow.cli.hydra.config_files import SUFFIX, ConfigFiles
 from nanoflow.cli.settings.commands import PRIMARIES
 from nanoflow.cli.settings.schema import Settings, ordered_names, sections
-from nanoflow.core.config.engine_config import ROLES
 from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.registry.registry import Registry
+from nanoflow.core.registry.roles import Roles, in_config
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
@@ -48,7 +49,7 @@ class NanoflowSearchPath(SearchPathPlugin):
 class NanoflowSource(ConfigSource):
     """Yaml files over the defaults of the dataclasses.
 
-    In the four roles' groups every name is a config. One that is no file and no plugin is refused when the registry
+    In the group of a role every name is a config. One that is no file and no plugin is refused when the registry
     is asked for it, so that in a sweep only the job that names it fails.
     """
 
@@ -68,7 +69,7 @@ class NanoflowSource(ConfigSource):
         return any(place.startswith(f"{config_path}/") for place in self.files)
 
     def is_config(self, config_path: str) -> bool:
-        return self._file(config_path) is not None or _role_and_name(config_path) is not None
+        return self._file(config_path) is not None or self._role_and_name(config_path) is not None
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         prefix = f"{config_path}/" if config_path else ""
@@ -77,7 +78,7 @@ class NanoflowSource(ConfigSource):
         for name in inside:
             for item in (name, name + SUFFIX):  # a group, a config, or both
                 self._list_add_result(names, prefix + item, item, results_filter)
-        if config_path in ROLES and results_filter != ObjectType.GROUP:
+        if config_path in in_config(self.registry.roles, "one") and results_filter != ObjectType.GROUP:
             names += [entry.component.name for entry in self.registry.entries(config_path)]
         return sorted(set(names))
 
@@ -87,10 +88,10 @@ class NanoflowSource(ConfigSource):
         file = self._file(config_path)
         text = file.read_text(encoding="utf-8") if file else ""
         values = _parse(text, file)
-        if choice := _role_and_name(config_path):
+        if choice := self._role_and_name(config_path):
             values = self._over_plugin_defaults(values, *choice)
         elif config_path in PRIMARIES:
-            values = _over_defaults(values, PRIMARIES[config_path][1])
+            values = _over_defaults(values, PRIMARIES[config_path][1], self.registry.roles)
         return ConfigResult(self.provider, str(file), values, self._get_header_dict(text))
 
     def _over_plugin_defaults(self, values: DictConfig, role: str, name: str) -> DictConfig:
@@ -98,6 +99,11 @@ class NanoflowSource(ConfigSource):
         entry = next((e for e in self.registry.entries(role) if e.component.name == name), None)
         defaults = asdict(entry.component.config()) if entry else {}
         return _open(OmegaConf.merge({"name": name, **defaults}, values))
+
+    def _role_and_name(self, config_path: str) -> tuple[str, str] | None:
+        role, _, name = config_path.partition("/")
+        is_plugin = role in in_config(self.registry.roles, "one") and name and "/" not in name
+        return (role, name) if is_plugin else None
 
     def _file(self, config_path: str) -> Traversable | None:
         place = config_path.removesuffix(SUFFIX)
@@ -114,18 +120,25 @@ def _parse(text: str, file: Traversable | None) -> DictConfig:
     return values
 
 
-def _role_and_name(config_path: str) -> tuple[str, str] | None:
-    role, _, name = config_path.partition("/")
-    return (role, name) if role in ROLES and name and "/" not in name else None
-
-
-def _over_defaults(values: DictConfig, schema: type[Settings]) -> DictConfig:
+def _over_defaults(values: DictConfig, schema: type[Settings], roles: Roles) -> DictConfig:
     values_of = asdict(schema())
-    defaults = {name: values_of[name] for name in ordered_names(schema) if name not in ROLES}
+    defaults = {name: values_of[name] for name in ordered_names(schema)}
+    defaults |= {role: list(roles[role].default) for role in in_config(roles, "several")}
     merged = OmegaConf.merge(defaults, values)
+    merged.defaults = _with_roles(merged.get("defaults", []), roles)
     for section in sections(schema):
         _open(merged[section])
     return merged
+
+
+def _with_roles(defaults: Iterable[Any], roles: Roles) -> list[Any]:
+    """A defaults list with the default of each role that it doesn't name, before what it overrides."""
+    items = list(defaults)
+    named = {str(key) for item in items if isinstance(item, Mapping | DictConfig) for key in item}
+    missing = [{role: roles[role].default} for role in in_config(roles, "one") if role not in named]
+    is_override = [isinstance(i, Mapping | DictConfig) and str(next(iter(i))).startswith("override ") for i in items]
+    place = is_override.index(True) if True in is_override else len(items)
+    return [*items[:place], *missing, *items[place:]]
 
 
 def _open(node: DictConfig) -> DictConfig:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from nanoflow.cli.hydra.command import HydraCommand
 from nanoflow.cli.hydra.config_source import NanoflowSource
-from nanoflow.cli.settings.schema import Settings, sections
-from nanoflow.core.config.engine_config import ROLES
+from nanoflow.cli.settings.schema import PLUGINS, Settings, sections
+from nanoflow.core.registry.component import Entry
 from nanoflow.core.registry.registry import Registry
+from nanoflow.core.registry.roles import in_config
 
 WIDTH = 40  # of the column with keys
 FLAGS = """
@@ -34,21 +35,37 @@ def text(command: HydraCommand, registry: Registry) -> str:
     primary = source.load_config(command.primary).config
     head = command.intro + FLAGS.format(file=command.file)
     keys = _command_keys(command.schema, primary)
-    return "\n".join([head, *_groups(source, primary), *keys, *_plugin_keys(source, registry)])
+    return "\n".join([head, *_groups(source, primary, registry), *keys, *_plugin_keys(source, registry)])
 
 
-def _groups(source: NanoflowSource, primary: DictConfig) -> Iterator[str]:
+def _groups(source: NanoflowSource, primary: DictConfig, registry: Registry) -> Iterator[str]:
     defaults = {role: name for item in primary.defaults if isinstance(item, DictConfig) for role, name in item.items()}
     yield "Groups (GROUP=OPTION):"
-    for role in ROLES:
+    for role in in_config(registry.roles, "one"):
         names = (f"{n} (default)" if n == defaults[role] else n for n in source.list(role, None))
-        yield f"  {role:<16}{', '.join(names)}"
+        yield f"  {role:<15} {', '.join(names)}"
     yield ""
+    yield from _lists(registry)
+
+
+def _lists(registry: Registry) -> Iterator[str]:
+    """The roles that several plugins serve, and those from which requests choose."""
+    several = in_config(registry.roles, "several")
+    by_request = [role for role in registry.roles if role not in in_config(registry.roles)]
+    for title, roles in {
+        "Lists (LIST=[NAME,{name: NAME, OPTION: VALUE}]):": several,
+        "By request (sampling.ROLE={NAME: {OPTION: VALUE}}):": by_request,
+    }.items():
+        if roles:
+            yield title
+            for role in roles:
+                yield f"  {role:<15} {', '.join(entry.component.name for entry in registry.entries(role)) or 'none'}"
+            yield ""
 
 
 def _command_keys(schema: type[Settings], primary: DictConfig) -> Iterator[str]:
     yield "Keys (KEY=VALUE), their defaults, and what they mean:"
-    yield from _lines(schema, primary, "", skip={*sections(schema), *ROLES})
+    yield from _lines(schema, primary, "", skip={*sections(schema), PLUGINS})
     for name, section in sections(schema).items():
         yield ""
         yield from _lines(section, primary[name], f"{name}.")
@@ -56,13 +73,21 @@ def _command_keys(schema: type[Settings], primary: DictConfig) -> Iterator[str]:
 
 
 def _plugin_keys(source: NanoflowSource, registry: Registry) -> Iterator[str]:
-    for role in ROLES:
+    for role in in_config(registry.roles):
         for entry in registry.entries(role):
             if fields(entry.component.config):
-                yield f"With {role}={entry.component.name}:"
-                values = source.load_config(f"{role}/{entry.component.name}").config
-                yield from _lines(entry.component.config, values, f"{role}.")
+                yield from _options(entry, source)
                 yield ""
+
+
+def _options(entry: Entry, source: NanoflowSource) -> Iterator[str]:
+    role, name, schema = entry.role.name, entry.component.name, entry.component.config
+    if entry.role.cardinality == "one":
+        yield f"With {role}={name}:"
+        yield from _lines(schema, source.load_config(f"{role}/{name}").config, f"{role}.")
+    else:
+        yield f"With {role}=[{{name: {name}, OPTION: VALUE}}]:"
+        yield from _lines(schema, OmegaConf.create(asdict(schema())), "")
 
 
 def _lines(schema: type, values: DictConfig, prefix: str, skip: Iterable[str] = ()) -> Iterator[str]:

@@ -8,8 +8,8 @@ from typing import NoReturn
 
 from nanoflow.cli.errors import UsageError
 from nanoflow.cli.plugins import installed, new
-from nanoflow.core.config.engine_config import ROLES
 from nanoflow.core.registry.registry import Registry
+from nanoflow.core.registry.roles import ROLES
 
 USAGE = f"""\
 Usage: nanoflow plugins

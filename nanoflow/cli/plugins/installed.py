@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from nanoflow.cli import show
 from nanoflow.cli.hydra.config_files import ConfigFiles
-from nanoflow.core.config.engine_config import ROLES
 from nanoflow.core.registry.component import Component
 from nanoflow.core.registry.registry import Registry
 
@@ -13,7 +12,7 @@ def show_all(registry: Registry) -> None:
     """Print each plugin with its package and whether it can be used here; what is blocked, and what is broken."""
     rows = [
         (role, entry.component.name, entry.package, entry.version, _availability(entry.component))
-        for role in ROLES
+        for role in registry.roles
         for entry in registry.entries(role)
     ]
     print(show.table(("role", "name", "package", "version", "here"), rows))

@@ -6,12 +6,15 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from nanoflow.cli.settings.checks import checked, in_types, refuse_unknown
-from nanoflow.core.config.engine_config import BUNDLED_CHECKPOINT, ROLES, Config, PluginChoice
+from nanoflow.core.config.engine_config import BUNDLED_CHECKPOINT, Choice, Config, PluginChoice
 from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.config.fields import field_names, option
 from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.registry.choices import split_choices
 from nanoflow.core.registry.registry import AUTO, Registry
+from nanoflow.core.registry.roles import in_config
 
+PLUGINS = "plugins"  # the field with what serves each role, whose keys are the roles
 T = TypeVar("T", bound="Settings")
 
 
@@ -19,11 +22,12 @@ T = TypeVar("T", bound="Settings")
 class Settings(Config):
     """All settings of a command: of the engine that it builds, how to sample, and those that a subclass adds.
 
-    A field whose default is made by a dataclass is a section of keys, one of a role chooses a plugin, and the others
-    are keys themselves.
+    A field whose default is made by a dataclass is a section of keys, `plugins` has a key for each role that configs
+    choose plugins for, and the others are keys themselves.
     """
 
     checkpoint: str = option(BUNDLED_CHECKPOINT, "a folder or a Hub id; bard is the one that nanoflow ships")
+    plugins: dict[str, Any] = field(default_factory=dict)  # in a type that OmegaConf knows
     sampling: SamplingParams = field(default_factory=SamplingParams)
 
     @classmethod
@@ -35,14 +39,13 @@ class Settings(Config):
             PluginError: an unknown plugin.
         """
         values = dict(values)
-        refuse_unknown(values, "", field_names(cls), all_keys(registry, cls))
+        refuse_unknown(values, "", keys(registry, cls), all_keys(registry, cls))
         for name, section in sections(cls).items():
             if name in values:
                 values[name] = checked(section, _mapping(values[name], name), f"{name}.")
-        for role in ROLES:
-            if role in values:
-                values[role] = _choice(role, _mapping(values[role], role), registry)
-        plain = {key: value for key, value in values.items() if key not in sections(cls) and key not in ROLES}
+        written = {role: values.pop(role) for role in in_config(registry.roles) if role in values}
+        values[PLUGINS] = {role: _chosen(role, value, registry) for role, value in written.items()}
+        plain = {key: value for key, value in values.items() if key not in (*sections(cls), PLUGINS)}
         return cls(**{**values, **in_types(cls, plain, "")})
 
     @property
@@ -52,8 +55,8 @@ class Settings(Config):
 
 
 def ordered_names(schema: type[Settings]) -> list[str]:
-    """The names of its fields: the checkpoint, then what only this command has, then what all have."""
-    checkpoint, *shared = field_names(Config)
+    """The names of its fields but `plugins`: the checkpoint, then what only this command has, then what all have."""
+    checkpoint, *shared = (name for name in field_names(Config) if name != PLUGINS)
     own = [name for name in field_names(schema) if name not in field_names(Settings)]
     return [checkpoint, *own, "sampling", *shared]
 
@@ -64,12 +67,25 @@ def sections(schema: type[Settings]) -> dict[str, type]:
     return {name: made_by[name] for name in ordered_names(schema) if is_dataclass(made_by[name])}
 
 
+def keys(registry: Registry, schema: type[Settings]) -> list[str]:
+    """Its keys at the top: the names of its fields, and the roles."""
+    return [*ordered_names(schema), *in_config(registry.roles)]
+
+
 def all_keys(registry: Registry, schema: type[Settings]) -> list[str]:
     """Every key of a command, those of installed plugins included."""
-    keys = [f"{section}.{name}" for section, part in sections(schema).items() for name in field_names(part)]
-    for role in ROLES:
-        keys += [f"{role}.{name}" for entry in registry.entries(role) for name in field_names(entry.component.config)]
-    return [*ordered_names(schema), *keys]
+    nested = [f"{section}.{name}" for section, part in sections(schema).items() for name in field_names(part)]
+    for role in in_config(registry.roles, "one"):
+        nested += [f"{role}.{name}" for entry in registry.entries(role) for name in field_names(entry.component.config)]
+    return [*keys(registry, schema), *nested]
+
+
+def _chosen(role: str, value: Any, registry: Registry) -> Choice:
+    """What serves a role, from its value in a composed config."""
+    if registry.roles[role].cardinality == "one":
+        return _choice(role, _mapping(value, role), registry)
+    items = split_choices(role, value)
+    return tuple(_choice(role, {"name": name, **options}, registry) for name, options in items)
 
 
 def _choice(role: str, values: dict[str, Any], registry: Registry) -> PluginChoice:

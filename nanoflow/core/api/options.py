@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from nanoflow.core.config.engine_config import ROLES, Config, EngineConfig, PluginChoice
+from nanoflow.core.config.engine_config import Choice, Config, EngineConfig, PluginChoice
 from nanoflow.core.config.errors import ConfigError, did_you_mean
 from nanoflow.core.config.fields import field_names
+from nanoflow.core.registry.choices import named_choices
 from nanoflow.core.registry.registry import AUTO, Registry
+from nanoflow.core.registry.roles import in_config
 
 
 def config_from_options(
@@ -16,28 +17,29 @@ def config_from_options(
 ) -> Config:
     """Sort flat keywords of `owner` into the engine's options and those of the chosen plugins.
 
+    Where several plugins serve a role, their options stand beside their names: `observers=["a", {"name": "b", ...}]`.
+
     Raises:
         ConfigError: a keyword that neither the engine nor any chosen plugin knows.
         PluginError: an unknown plugin name.
     """
-    options = dict(options)
-    defaults = Config()
-    choices = {role: PluginChoice(options.pop(role, getattr(defaults, role).name)) for role in ROLES}
-    homes: dict[str, dict[str, Any]] = {name: {} for name in ("engine", *ROLES)}
+    options, roles = dict(options), registry.roles
+    names = {role: options.pop(role, roles[role].default) for role in in_config(roles, "one")}
+    several = {role: options.pop(role, list(roles[role].default)) for role in in_config(roles, "several")}
+    homes: dict[str, dict[str, Any]] = {name: {} for name in ("engine", *names)}
     known = dict.fromkeys(field_names(EngineConfig), "engine")
-    for role, choice in choices.items():
-        if choice.name != AUTO:
-            for name in field_names(registry.get(role, choice.name).component.config):
-                known.setdefault(name, role)
+    for role, name in names.items():
+        if name != AUTO:
+            for field in field_names(registry.get(role, name).component.config):
+                known.setdefault(field, role)
     for name, value in options.items():
         if name not in known:
-            everything = sorted([*known, *ROLES, "checkpoint"])
+            everything = sorted([*known, *names, *several, "checkpoint"])
             raise ConfigError(
                 f"{owner}() has no option {name!r}; it has: {', '.join(everything)}.{did_you_mean(name, everything)}"
             )
         homes[known[name]][name] = value
-    return Config(
-        checkpoint=defaults.checkpoint if checkpoint is None else str(checkpoint),
-        engine=EngineConfig(**homes["engine"]),
-        **{role: replace(choice, options=homes[role]) for role, choice in choices.items()},
-    )
+    plugins: dict[str, Choice] = {role: PluginChoice(name, homes[role]) for role, name in names.items()}
+    plugins |= {role: named_choices(registry, role, value) for role, value in several.items()}
+    default = Config().checkpoint
+    return Config(default if checkpoint is None else str(checkpoint), EngineConfig(**homes["engine"]), plugins)

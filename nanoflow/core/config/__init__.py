@@ -1,6 +1,13 @@
 """Options of the engine and of a request, and the errors that a user can cause. Imports nothing of nanoflow."""
 
-from nanoflow.core.config.engine_config import BUNDLED_CHECKPOINT, Config, EngineConfig, PluginChoice, SchedulerConfig
+from nanoflow.core.config.engine_config import (
+    BUNDLED_CHECKPOINT,
+    Choice,
+    Config,
+    EngineConfig,
+    PluginChoice,
+    SchedulerConfig,
+)
 from nanoflow.core.config.errors import CheckpointError, ConfigError, NanoflowError, PluginError, RequestError
 from nanoflow.core.config.fields import is_int, is_number, option, require
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
@@ -9,6 +16,7 @@ from nanoflow.core.config.version import __version__
 __all__ = [
     "BUNDLED_CHECKPOINT",
     "CheckpointError",
+    "Choice",
     "Config",
     "ConfigError",
     "EngineConfig",

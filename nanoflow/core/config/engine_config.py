@@ -7,15 +7,13 @@ test. Plugins keep their own options in a dataclass of the same kind, next to th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from nanoflow.core.config.fields import is_int, is_number, list_of, option, require
 
 BUNDLED_CHECKPOINT = "bard"
-
-
-ROLES = ("model", "attention", "scheduler", "block_manager")
 
 
 @dataclass(frozen=True)
@@ -133,13 +131,28 @@ class PluginChoice:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+Choice = PluginChoice | tuple[PluginChoice, ...]  # what serves a role: one plugin, or several in this order
+
+
 @dataclass(frozen=True)
 class Config:
-    """All that is needed to build an engine."""
+    """All that is needed to build an engine.
+
+    Attributes:
+        checkpoint: a folder, a Hub id, or the name of one that is shipped.
+        engine: options of the engine itself.
+        plugins: what serves each role, by the role's name; one that is absent has its default (`core.registry.roles`).
+    """
 
     checkpoint: str = BUNDLED_CHECKPOINT
     engine: EngineConfig = field(default_factory=EngineConfig)
-    model: PluginChoice = PluginChoice("auto")
-    attention: PluginChoice = PluginChoice("auto")
-    scheduler: PluginChoice = PluginChoice("fcfs")
-    block_manager: PluginChoice = PluginChoice("prefix")
+    plugins: Mapping[str, Choice] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Config:
+        """The config of which `values` is the `dataclasses.asdict`, maybe by way of JSON."""
+        plugins = {
+            role: PluginChoice(**choice) if isinstance(choice, dict) else tuple(PluginChoice(**item) for item in choice)
+            for role, choice in values["plugins"].items()
+        }
+        return cls(values["checkpoint"], EngineConfig(**values["engine"]), plugins)

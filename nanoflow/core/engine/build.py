@@ -76,11 +76,11 @@ def _build_engine(config: Config, registry: Registry, rank_group: RankGroup) -> 
     runner, num_blocks, names = _build_runner(config, registry, plan, rank_group)
     if isinstance(rank_group, Driver):
         runner.send = rank_group.send
-    blocks_entry, blocks_options = registry.resolve("block_manager", config.block_manager)
+    blocks_entry, blocks_options = registry.resolve("block_manager", config.plugins.get("block_manager"))
     block_manager = blocks_entry.build(blocks_options, BlockManagerContext(num_blocks, options.block_size))
     if options.debug:
         block_manager = CheckedBlockManager(block_manager, str(blocks_entry))
-    scheduler_entry, _ = registry.resolve("scheduler", config.scheduler)
+    scheduler_entry, _ = registry.resolve("scheduler", config.plugins.get("scheduler"))
     scheduler = scheduler_entry.build(plan.limits, SchedulerContext(block_manager, plan.max_model_len))
     if options.debug:
         scheduler = CheckedScheduler(scheduler, str(scheduler_entry), plan.limits, block_manager)

@@ -36,7 +36,9 @@ def build_runner(
         torch.cuda.set_device(device)
     rank_group.connect(device, options.one_shot_kib)
     parallel = rank_group.parallel
-    model_entry, model_options = registry.model_for(config.model, plan.hf_config.get("architectures") or [])
+    model_entry, model_options = registry.model_for(
+        config.plugins.get("model"), plan.hf_config.get("architectures") or []
+    )
     model_context = ModelContext(plan.hf_config, plan.dtype, device, plan.max_model_len, parallel)
     with torch.inference_mode():
         model: ModelArch = model_entry.build(model_options, model_context)
@@ -56,7 +58,9 @@ def build_runner(
         dtype=plan.dtype,
         device=device,
     )
-    attention_entry, attention_options = registry.resolve("attention", config.attention, attention_context)
+    attention_entry, attention_options = registry.resolve(
+        "attention", config.plugins.get("attention"), attention_context
+    )
 
     def build_attention() -> AttentionBackend:
         return attention_entry.build(attention_options, attention_context)

@@ -46,12 +46,12 @@ def make_plan(config: Config, registry: Registry, rank_group: RankGroup) -> Plan
     folder = hub.resolve(config.checkpoint)
     hf_config = HFConfig(hub.read_config(folder))
     device = rank_device(pick_device(options.device), rank_group)
-    limits: SchedulerConfig = registry.resolve("scheduler", config.scheduler)[1]
+    limits: SchedulerConfig = registry.resolve("scheduler", config.plugins.get("scheduler"))[1]
     if limits.max_num_batched_tokens is None:
         budget = GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
         limits = replace(limits, max_num_batched_tokens=max(budget, limits.max_num_seqs))
     dtype = pick_dtype(options.dtype, hf_config, device)
-    model_entry, _ = registry.model_for(config.model, hf_config.get("architectures") or [])
+    model_entry, _ = registry.model_for(config.plugins.get("model"), hf_config.get("architectures") or [])
     max_model_len = pick_max_model_len(options.max_model_len, hf_config[model_entry.component.positions_key])
     return Plan(folder, hf_config, device, dtype, max_model_len, limits)
 

@@ -1,4 +1,4 @@
-"""The hooks through which every plugin, built-in ones included, reaches nanoflow.
+"""Hook specifications, generated from the table of roles: the functions by which plugins reach nanoflow.
 
 A hook returns values and registers nothing by side effect. It is called once, when a `Registry` is made, and must be
 cheap: no torch, no transformers at import time (import them inside `Component.build`).
@@ -6,38 +6,46 @@ cheap: no torch, no transformers at import time (import them inside `Component.b
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pluggy
 
-if TYPE_CHECKING:
-    from nanoflow.core.registry.component import Component
+from nanoflow.core.registry.component import Component
+from nanoflow.core.registry.roles import Role, Roles
 
 PROJECT = "nanoflow"
+CONFIG_PACKAGES = "nanoflow_config_packages"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
-@hookspec
-def nanoflow_models() -> list[Component]:
-    """Model architectures. `Component.build(config, ModelContext)` returns a `ModelArch`."""
+def hookspecs(roles: Roles) -> dict[str, Callable[[], list[Any]]]:
+    """The specification of every hook by name: one a role, and `nanoflow_config_packages`."""
+    return {role.hook: _of_role(role) for role in roles.values()} | {CONFIG_PACKAGES: nanoflow_config_packages}
 
 
-@hookspec
-def nanoflow_attention_backends() -> list[Component]:
-    """Attention backends. `Component.build(config, AttentionContext)` returns an `AttentionBackend`."""
+def plugin_manager(roles: Roles) -> pluggy.PluginManager:
+    """A manager that knows these hooks and no plugin yet."""
+    manager = pluggy.PluginManager(PROJECT)
+    manager.add_hookspecs(SimpleNamespace(**hookspecs(roles)))
+    return manager
 
 
-@hookspec
-def nanoflow_schedulers() -> list[Component]:
-    """Schedulers. `Component.build(config, SchedulerContext)` returns a `Scheduler`."""
+def _of_role(role: Role) -> Callable[[], list[Component]]:
+    def hook() -> list[Component]:
+        raise NotImplementedError("a specification is never called")
 
-
-@hookspec
-def nanoflow_block_managers() -> list[Component]:
-    """Block managers. `Component.build(config, BlockManagerContext)` returns a `BlockManager`."""
+    hook.__name__ = hook.__qualname__ = role.hook
+    hook.__doc__ = (
+        f"Plugins for `{role.name}`. `Component.build(config, {role.context.__name__})` returns "
+        f"what fulfils the contract `{role.product.__name__}`."
+    )
+    return hookspec(hook)
 
 
 @hookspec
 def nanoflow_config_packages() -> list[str]:
     """Packages whose folders mirror `conf/`, such as `["theirs.conf"]`; their yaml files join the config groups."""
+    raise NotImplementedError("a specification is never called")

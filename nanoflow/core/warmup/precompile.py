@@ -64,10 +64,11 @@ def fingerprint(config: Config, plan: Plan, gpu: GPU, num_ranks: int) -> str:
 
     options = config.engine
     sources = [file.read_bytes() for file in sorted(PACKAGE.rglob("*.py"))]
+    plugins = config.plugins.get("model"), config.plugins.get("attention")
     parts = (
-        torch.__version__, triton.__version__, gpu.capability, gpu.properties, num_ranks, config.model,
-        config.attention, options.block_size, options.enforce_eager, options.graph_sizes, options.graph_tokens,
-        options.one_shot_kib, sorted(plan.hf_config.items()), plan.dtype, plan.max_model_len, plan.limits, sources,
+        torch.__version__, triton.__version__, gpu.capability, gpu.properties, num_ranks, plugins, options.block_size,
+        options.enforce_eager, options.graph_sizes, options.graph_tokens, options.one_shot_kib,
+        sorted(plan.hf_config.items()), plan.dtype, plan.max_model_len, plan.limits, sources,
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 

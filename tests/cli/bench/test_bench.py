@@ -15,8 +15,8 @@ import pytest
 from nanoflow.cli.bench.command import COMMANDS
 from nanoflow.cli.settings.commands import LatencyConfig, ThroughputConfig
 from nanoflow.cli.settings.schema import all_keys, sections
-from nanoflow.core.config.engine_config import ROLES
 from nanoflow.core.registry.registry import Registry
+from nanoflow.core.registry.roles import ROLES
 from tests.cli.conftest import Cli
 
 ROUNDS = ("bench.repeats=2", "bench.output=out.json")

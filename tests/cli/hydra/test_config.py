@@ -14,12 +14,13 @@ import yaml
 from nanoflow.cli.hydra.config_source import NanoflowSource
 from nanoflow.cli.settings.commands import RunConfig
 from nanoflow.cli.settings.schema import all_keys, sections
-from nanoflow.core.config.engine_config import ROLES
 from nanoflow.core.registry.registry import AUTO, Registry
+from nanoflow.core.registry.roles import ROLES, in_config
 from tests.cli.conftest import Cli
 
 CONF = Path(__file__).parents[3] / "conf"
 SECTIONS = sections(RunConfig)
+ONE = in_config(ROLES, "one")
 OPTIONS = sorted(str(path.relative_to(CONF).with_suffix("")) for path in CONF.glob("*/*.yaml"))
 
 
@@ -55,7 +56,7 @@ def test_a_shipped_option_can_be_built_or_says_why_not(cli: Cli, option: str) ->
 
 
 def test_every_built_in_plugin_has_a_file() -> None:
-    plugins = {f"{role}/{entry.component.name}" for role in ROLES for entry in Registry.load().entries(role)}
+    plugins = {f"{role}/{entry.component.name}" for role in ONE for entry in Registry.load().entries(role)}
     assert plugins == {option for option in OPTIONS if not option.endswith("/auto")}
 
 
@@ -72,7 +73,7 @@ def test_the_primary_config_says_only_what_differs(cli: Cli) -> None:
 
 def test_the_default_choice_of_every_role_is_that_of_the_dataclass(cli: Cli) -> None:
     composed = compose(cli)
-    assert {role: composed[role]["name"] for role in ROLES} == {role: getattr(RunConfig(), role).name for role in ROLES}
+    assert {role: composed[role]["name"] for role in ONE} == {role: ROLES[role].default for role in ONE}
 
 
 def test_options_can_be_set_without_a_plus(cli: Cli) -> None:
@@ -135,7 +136,7 @@ def test_every_option_explains_itself() -> None:
 def test_help_lists_groups_and_their_options(cli: Cli) -> None:
     out = cli("run", "--help").out
     source = NanoflowSource()
-    for role in ROLES:
+    for role in ONE:
         (line,) = (line for line in out.splitlines() if line.startswith(f"  {role} "))
         assert all(name in line for name in source.list(role, None))
         assert line.count("(default)") == 1

@@ -9,15 +9,14 @@ from textwrap import dedent
 import pytest
 
 import nanoflow
+from nanoflow.core.registry.hookspecs import hookspecs
+from nanoflow.core.registry.roles import ROLES
 from tests.cli.conftest import Cli, Outcome
 
 VERSION = nanoflow.__version__
 SHORT = ("prompts=[HAMLET,JULIET]", "sampling.max_tokens=3")
 WARNING = "nanoflow: warning: Plugin 'theirs' of theirs 1.2 was left out: "
-HOOK_NAMES = (
-    "nanoflow_models, nanoflow_attention_backends, nanoflow_schedulers, nanoflow_block_managers, "
-    "nanoflow_config_packages"
-)
+HOOK_NAMES = ", ".join(hookspecs(ROLES))
 SCHEDULER = """
     from nanoflow import Component, hookimpl
     from nanoflow.core.config import SchedulerConfig

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
 
 from nanoflow import SamplingParams, StructuredOutputsParams
-from nanoflow.core.config.engine_config import Config, EngineConfig, SchedulerConfig
+from nanoflow.core.config.engine_config import Config, EngineConfig, PluginChoice, SchedulerConfig
 from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.config.sampling_params import RequestOutputKind
 from tests.core.sentences import raises_sentence
@@ -229,8 +230,13 @@ def test_names_and_defaults_follow_vllm() -> None:
 
 
 def test_configs_share_no_state() -> None:
-    assert (
-        Config().scheduler.options
-        is not Config(scheduler=dataclasses.replace(Config().scheduler, options={})).scheduler.options
-    )
+    assert Config().plugins is not Config().plugins
+    assert PluginChoice("fcfs").options is not PluginChoice("fcfs").options
     assert Config() == Config()
+
+
+def test_a_config_by_way_of_json() -> None:
+    several = (PluginChoice("a"), PluginChoice("b", {"size": 3}))
+    plugins = {"scheduler": PluginChoice("fcfs", {"max_num_seqs": 3}), "watchers": several}
+    config = Config("here", EngineConfig(seed=3), plugins)
+    assert Config.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from nanoflow.core.contracts import attention, block_manager, model, scheduler
-from nanoflow.core.registry import component, hookspecs
+from nanoflow.core.registry import component
+from nanoflow.core.registry.hookspecs import CONFIG_PACKAGES, hookspecs
+from nanoflow.core.registry.roles import ROLES as TABLE
 
-HOOKS = {name: value for name, value in vars(hookspecs).items() if name.startswith("nanoflow_")}
+HOOKS = hookspecs(TABLE)
 CLASSES = {
-    name: value for module in (component, model, attention, scheduler, block_manager)
+    name: value for module in (component, *(inspect.getmodule(role.product) for role in TABLE.values()))
     for name, value in vars(module).items()
     if inspect.isclass(value) and value.__module__ == module.__name__ and not name.startswith("_")
 }  # fmt: skip
@@ -23,15 +24,17 @@ METHODS = {
     if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, property))
     and name not in vars(cls).get("__dataclass_fields__", ())
 }  # fmt: skip
-ROLES = [name for name, cls in CLASSES.items() if inspect.isabstract(cls)]
-PLUGIN_GUIDE = Path(__file__).parents[3] / "docs" / "plugins.md"
+ROLES = [role.product.__name__ for role in TABLE.values()]
+PLUGIN_GUIDE = Path(__file__).parents[3] / "docs" / "extension.md"
 
 
 def test_there_is_something_to_check() -> None:
-    assert len(HOOKS) == 5
+    assert len(HOOKS) == len(TABLE) + 1
+    assert CONFIG_PACKAGES in HOOKS
     assert {"ModelArch", "AttentionBackend", "Scheduler", "BlockManager", "Component"} <= set(CLASSES)
+    assert {role.context.__name__ for role in TABLE.values()} <= set(CLASSES)
     assert len(METHODS) > 15
-    assert set(ROLES) == {"ModelArch", "AttentionBackend", "Scheduler", "BlockManager"}
+    assert set(ROLES) >= {name for name, cls in CLASSES.items() if inspect.isabstract(cls)}
 
 
 @pytest.mark.parametrize("name", HOOKS)

@@ -58,7 +58,8 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tupl
 def kernels_of(attention: str, checkpoint: str = "bard", num_ranks: int = 1) -> list[Kernel]:
     small = {"max_num_seqs": 40, "max_num_batched_tokens": 64}
     engine = EngineConfig(max_model_len=256)
-    config = Config(checkpoint, engine, attention=PluginChoice(attention), scheduler=PluginChoice("fcfs", small))
+    plugins = {"attention": PluginChoice(attention), "scheduler": PluginChoice("fcfs", small)}
+    config = Config(checkpoint, engine, plugins)
     made = plan.make_plan(config, Registry.load(), RankGroup(ParallelContext(), None))
     return trace_kernels(config, replace(made, dtype=torch.bfloat16), H100, num_ranks)
 
