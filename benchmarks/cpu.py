@@ -29,6 +29,7 @@ from nanoflow.core.distributed.rank_group import RankGroup
 from nanoflow.core.engine.engine import Engine
 from nanoflow.core.execution.model_runner import ModelRunner
 from nanoflow.core.loading import hub
+from nanoflow.core.ops import Ops
 from nanoflow.core.registry.component import NoOptions
 from nanoflow.plugins.block_managers.prefix import PrefixBlockManager
 from nanoflow.plugins.schedulers.fcfs import FCFSScheduler
@@ -148,7 +149,7 @@ def decode_steps(num_seqs: int, prompt_len: int, num_new: int) -> list[float]:
     config = SchedulerConfig(max_num_seqs=num_seqs, max_num_batched_tokens=max(8192, num_seqs))
     runner = ModelRunner(
         NullModel(), NullAttention(), device=torch.device("cpu"), block_size=size, max_num_seqs=num_seqs,
-        max_model_len=1024, padding_block=num_blocks, rank_group=RankGroup(ParallelContext(), None),
+        max_model_len=1024, padding_block=num_blocks, rank_group=RankGroup(ParallelContext(), None), ops=Ops(),
     )  # fmt: skip
     engine = Engine(
         runner=runner, scheduler=FCFSScheduler(config, SchedulerContext(blocks, 1024)), block_manager=blocks,

@@ -21,6 +21,7 @@ from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.data.parallel import SINGLE_RANK, ParallelContext, Shard
 from nanoflow.core.execution.plan import HFConfig
+from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.loading.hub import read_config
 from nanoflow.core.loading.safetensors import load_weights
 from nanoflow.testing.batches import Case, distance
@@ -102,7 +103,8 @@ class ModelArchSuite(Suite):
         """The model under test for this checkpoint, without its weights."""
         hf_config = HFConfig(read_config(folder))
         entry, config = cls.registry().model_for(cls.choice(), hf_config.get("architectures") or [])
-        context = ModelContext(hf_config, dtype, torch.device(device), max_model_len=128, parallel=parallel)
+        place = torch.device(device)
+        context = ModelContext(hf_config, dtype, place, max_model_len=128, parallel=parallel, ops=select_ops(place))
         with torch.inference_mode():
             model: ModelArch = entry.component.build(config, context)
         return model

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 pytest.importorskip("triton")
 
 from nanoflow.core.contracts.model import ModelContext
-from nanoflow.core.kernels.gemm.gemv import Vector
-from nanoflow.core.kernels.gemm.skinny import Few
-from nanoflow.core.kernels.gemm.tiled import Tile
-from nanoflow.core.kernels.gemm.tiling import Tiling
+from nanoflow.core.kernels.gemm.settings import GemvConfig, SkinnyConfig, TiledConfig, TmaConfig
+from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.layers import Embedding, Experts, GatedLinear, Linear, RMSNorm
-from nanoflow.core.sampling.sampler import Filters, sample
+from nanoflow.core.ops.sampling import Filters
 from tests.core.kernels import checks
 
+DEVICE = torch.device("cuda")
+OPS = select_ops(DEVICE)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 VOCAB_SIZE = 151_936
 SHAPES = {"small": (1024, 4096, 2048, 3072), "large": (4096, 6144, 4096, 12288)}  # hidden, qkv, heads, inner
@@ -34,8 +34,8 @@ def test_norm(rows: int, size: int, parts: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [1024, 5120])
 @pytest.mark.parametrize("tokens", [1, 8, 300])
-def test_look_up(tokens: int, width: int, dtype: torch.dtype) -> None:
-    checks.check_look_up(tokens, 1000, width, dtype, "cuda")
+def test_embedding(tokens: int, width: int, dtype: torch.dtype) -> None:
+    checks.check_embedding(tokens, 1000, width, dtype, "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -57,13 +57,13 @@ def test_rotary(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("setting", [Vector(4, 1024, 4), Vector(1, 4096, 4), Vector(8, 512, 2)], ids=str)
+@pytest.mark.parametrize("config", [GemvConfig(4, 1024, 4), GemvConfig(1, 4096, 4), GemvConfig(8, 512, 2)], ids=str)
 @pytest.mark.parametrize(("gated", "normed", "bias"), [(False, False, True), (True, True, False), (True, True, True)])
 @pytest.mark.parametrize(("outputs", "size"), [(6144, 1024), (1022, 3072), (4096, 12288)])
-def test_vector(
-    outputs: int, size: int, gated: bool, normed: bool, bias: bool, setting: Vector, dtype: torch.dtype
+def test_gemv(
+    outputs: int, size: int, gated: bool, normed: bool, bias: bool, config: GemvConfig, dtype: torch.dtype
 ) -> None:
-    checks.check_vector(outputs, size, gated, normed, bias, setting, dtype, "cuda")
+    checks.check_gemv(outputs, size, gated, normed, bias, config, dtype, "cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -72,9 +72,9 @@ def test_vector(
     ("outputs", "size", "gated", "normed"),
     [(4096, 1024, False, True), (6140, 1024, True, True), (1024, 1536, False, False), (1000, 2048, False, False)],
 )
-def test_few_rows(rows: int, outputs: int, size: int, gated: bool, normed: bool, dtype: torch.dtype) -> None:
+def test_skinny_gemm(rows: int, outputs: int, size: int, gated: bool, normed: bool, dtype: torch.dtype) -> None:
     for values in ((16, 8), (32, 4)):
-        checks.check_few(rows, outputs, size, gated, normed, not gated, Few(*values), dtype, "cuda")
+        checks.check_skinny_gemm(rows, outputs, size, gated, normed, not gated, SkinnyConfig(*values), dtype, "cuda")
 
 
 tiled = pytest.mark.parametrize(
@@ -86,17 +86,17 @@ tiled = pytest.mark.parametrize(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rows", [1, 65, 128, 200])
 @tiled
-def test_many(rows: int, outputs: int, size: int, splits: int, gated: bool, dtype: torch.dtype) -> None:
+def test_tma_gemm(rows: int, outputs: int, size: int, splits: int, gated: bool, dtype: torch.dtype) -> None:
     for values in ((64, 32, 64, splits, 4, 4), (64, 32, 256, splits, 4, 2), (128, 64, 128, splits, 8, 3)):
-        checks.check_tile(rows, outputs, size, gated, splits == 1, Tiling(*values), dtype, "cuda")
+        checks.check_gemm(rows, outputs, size, gated, splits == 1, TmaConfig(*values), dtype, "cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rows", [2, 16, 33, 64])
 @tiled
-def test_tile(rows: int, outputs: int, size: int, splits: int, gated: bool, dtype: torch.dtype) -> None:
+def test_tiled_gemm(rows: int, outputs: int, size: int, splits: int, gated: bool, dtype: torch.dtype) -> None:
     for values in ((16, 16, 256, splits, 2, 3), (64, 32, 128, splits, 4, 4), (64, 64, 64, splits, 4, 4)):
-        checks.check_tile(rows, outputs, size, gated, splits == 1, Tile(*values), dtype, "cuda")
+        checks.check_gemm(rows, outputs, size, gated, splits == 1, TiledConfig(*values), dtype, "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -111,7 +111,7 @@ def test_experts(size: int, inner: int, num_experts: int, num_chosen: int, token
 @pytest.mark.parametrize("tokens", [1, 16, 500])
 def test_experts_in_a_graph(tokens: int) -> None:
     """Captured with all tokens at one expert, and replayed with others."""
-    context = ModelContext({}, torch.bfloat16, torch.device("cuda"), 16)
+    context = ModelContext({}, torch.bfloat16, DEVICE, 16, ops=OPS)
     layer = Experts(context, 1024, 256, 64, 4, renormalize=True)
     norm = RMSNorm(context, 1024, 1e-6)
     norm.weight.fill_(1)
@@ -155,13 +155,13 @@ def test_adjust(rows: int, biased: bool, penalized: bool, dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize(("num_tokens", "num_seqs", "width"), [(1, 1, 3), (256, 256, 2560), (2048, 200, 100)])
-def test_gather_rows(num_tokens: int, num_seqs: int, width: int) -> None:
-    checks.check_gather_rows(num_tokens, num_seqs, width, 16, "cuda")
+def test_gather_step_inputs(num_tokens: int, num_seqs: int, width: int) -> None:
+    checks.check_gather_step_inputs(num_tokens, num_seqs, width, 16, "cuda")
 
 
 @pytest.mark.parametrize(("num_tokens", "num_seqs"), [(2, 1), (8192, 257)])
-def test_mailbox(num_tokens: int, num_seqs: int) -> None:
-    checks.check_mailbox(num_tokens, num_seqs, "cuda")
+def test_pinned_io(num_tokens: int, num_seqs: int) -> None:
+    checks.check_pinned_io(num_tokens, num_seqs, "cuda")
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -169,17 +169,17 @@ def test_mailbox(num_tokens: int, num_seqs: int) -> None:
 def test_layers(name: str, rows: int) -> None:
     """The layers themselves, whatever way they choose, beside PyTorch in float32."""
     hidden, qkv, heads, inner = SHAPES[name]
-    context = ModelContext({}, torch.bfloat16, torch.device("cuda"), 16)
+    context = ModelContext({}, torch.bfloat16, DEVICE, 16, ops=OPS)
     norm = RMSNorm(context, hidden, 1e-6)
     norm.weight.copy_(checks.random(hidden, dtype=torch.bfloat16, device="cuda", seed=9))
     x, residual = checks.random(2, rows, hidden, dtype=torch.bfloat16, device="cuda")
     normed = F.rms_norm((x + residual).float(), (hidden,), norm.weight.float(), 1e-6)
     for layer in (Linear(context, hidden, {"qkv": qkv}), GatedLinear(context, hidden, {"gate": inner, "up": inner})):
         filled(layer)
-        y, total = layer.normed(norm, x, residual.clone())
+        y, total = layer.norm_linear(norm, x, residual.clone())
         checks.close(total, x + residual, torch.bfloat16)
-        checks.close(y, checks.product(normed, layer.weight, None, layer.gate), torch.bfloat16)
-        checks.close(layer(x), checks.product(x.float(), layer.weight, None, layer.gate), torch.bfloat16)
+        checks.close(y, checks.in_float32(normed, layer.weight, None, layer.gate), torch.bfloat16)
+        checks.close(layer(x), checks.in_float32(x, layer.weight, None, layer.gate), torch.bfloat16)
     for size in (heads, inner):
         layer = filled(Linear(context, size, {"down": hidden}))
         x = checks.random(rows, size, dtype=torch.bfloat16, device="cuda")
@@ -190,7 +190,7 @@ def test_layers(name: str, rows: int) -> None:
 
 
 def test_head() -> None:
-    context = ModelContext({}, torch.bfloat16, torch.device("cuda"), 16)
+    context = ModelContext({}, torch.bfloat16, DEVICE, 16, ops=OPS)
     head = filled(Embedding(context, VOCAB_SIZE, 1024))
     for rows in (1, 3, 64, 100):
         x = checks.random(rows, 1024, dtype=torch.bfloat16, device="cuda")
@@ -220,7 +220,7 @@ def replayed(function: Callable[[], torch.Tensor]) -> torch.Tensor:
 @pytest.mark.parametrize("rows", [1, 8, 64])
 def test_a_chain_of_kernels_in_a_graph(rows: int) -> None:
     """Kernels that overlap see what those before them wrote."""
-    context = ModelContext({}, torch.bfloat16, torch.device("cuda"), 16)
+    context = ModelContext({}, torch.bfloat16, DEVICE, 16, ops=OPS)
     norms = [RMSNorm(context, 1024, 1e-6) for _ in range(12)]
     gates = [filled(GatedLinear(context, 1024, {"gate": 3072, "up": 3072})) for _ in norms]
     downs = [filled(Linear(context, 3072, {"down": 1024})) for _ in norms]
@@ -231,7 +231,7 @@ def test_a_chain_of_kernels_in_a_graph(rows: int) -> None:
     def chain() -> torch.Tensor:
         x, residual = None, start.clone()
         for norm, gate, down in zip(norms, gates, downs, strict=True):
-            y, residual = gate.normed(norm, x, residual)
+            y, residual = gate.norm_linear(norm, x, residual)
             x = down.partials(y)
         return norms[0].add(x, residual)[0]
 
@@ -241,7 +241,7 @@ def test_a_chain_of_kernels_in_a_graph(rows: int) -> None:
     for gate, down in zip(gates, downs, strict=True):
         residual = residual + x
         hidden = F.rms_norm(residual, (1024,), None, 1e-6)
-        x = F.linear(checks.product(hidden, gate.weight, None, True), down.weight.float())
+        x = F.linear(checks.in_float32(hidden, gate.weight, None, True), down.weight.float())
     expected = F.rms_norm(residual + x, (1024,), None, 1e-6)
     error = (eager.float() - expected).norm() / expected.norm()
     assert error < 0.05
@@ -254,5 +254,7 @@ def test_sampling_in_a_graph(rows: int) -> None:
     numbers = torch.arange(rows, device="cuda")
     filters = Filters(numbers + 20, whole * 0.9, whole * 0.01)
     for choice in (None, filters):
-        eager = sample(logits, whole * 0.7, numbers, numbers, choice)
-        assert torch.equal(replayed(lambda choice=choice: sample(logits, whole * 0.7, numbers, numbers, choice)), eager)
+        eager = OPS.sample(logits, whole * 0.7, numbers, numbers, choice)
+        assert torch.equal(
+            replayed(lambda choice=choice: OPS.sample(logits, whole * 0.7, numbers, numbers, choice)), eager
+        )

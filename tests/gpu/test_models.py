@@ -15,6 +15,7 @@ from nanoflow.core.config.engine_config import PluginChoice
 from nanoflow.core.contracts.attention import AttentionContext
 from nanoflow.core.contracts.model import ModelContext
 from nanoflow.core.execution.plan import HFConfig
+from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.loading.hub import read_config
 from nanoflow.core.loading.safetensors import load_weights
 from nanoflow.core.registry.component import NoOptions
@@ -66,7 +67,9 @@ def test_bfloat16_is_as_near_to_float32_as_transformers(oracle: Oracle, name: st
         )
         hf_config = HFConfig(read_config(folder))
         entry, options = Registry.load(extra=[]).model_for(PluginChoice("auto"), hf_config["architectures"])
-        model = entry.component.build(options, ModelContext(hf_config, torch.bfloat16, DEVICE, MAX_MODEL_LEN))
+        model = entry.component.build(
+            options, ModelContext(hf_config, torch.bfloat16, DEVICE, MAX_MODEL_LEN, ops=select_ops(DEVICE))
+        )
         load_weights(folder, model.weights())
         context = AttentionContext(
             num_layers=model.num_layers, num_heads=model.num_heads, num_kv_heads=model.num_kv_heads,

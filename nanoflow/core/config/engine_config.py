@@ -38,6 +38,9 @@ class EngineConfig:
         None, "KiB up to which a layer's sum and the norm behind it are one kernel, over memory that GPUs of one host "
         "share; 0: sums by NCCL; null: 8192, or 0 where they can't",
     )  # fmt: skip
+    accelerate: bool = option(
+        True, "false: plain PyTorch only: no kernels of ours, no CUDA graphs, attention=auto takes torch"
+    )
     enforce_eager: bool = option(False, "run steps kernel by kernel instead of as CUDA graphs")
     graph_sizes: list[int] | None = option(None, "batch sizes to capture decode steps for; null: up to max_num_seqs")
     graph_tokens: list[int] | None = option(
@@ -73,7 +76,7 @@ class EngineConfig:
                 "engine.kv_cache_gib", self.kv_cache_gib, "a number > 0 or null")  # fmt: skip
         require(is_number(self.gpu_memory_utilization) and 0 < self.gpu_memory_utilization <= 1,
                 "engine.gpu_memory_utilization", self.gpu_memory_utilization, "a number in (0, 1]")  # fmt: skip
-        for name in ("enforce_eager", "debug"):
+        for name in ("accelerate", "enforce_eager", "debug"):
             require(isinstance(getattr(self, name), bool), f"engine.{name}", getattr(self, name), "true or false")
         require(
             self.graph_sizes != [] and list_of(self.graph_sizes, lambda size: is_int(size) and size >= 1),

@@ -10,7 +10,15 @@ from nanoflow.core.data.parallel import ParallelContext, Shard
 
 if TYPE_CHECKING:
     import torch
+
+    from nanoflow.core.ops import Ops
 from nanoflow.core.contracts.attention import AttentionBackend
+
+
+def _plain_ops() -> Ops:
+    from nanoflow.core.ops import Ops  # which needs PyTorch
+
+    return Ops()
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class ModelContext:
         device: where parameters live.
         max_model_len: most tokens in a sequence.
         parallel: this rank among those that share the model; layers split themselves by it.
+        ops: what layers compute with; by default plain PyTorch.
     """
 
     hf_config: dict[str, Any]
@@ -30,6 +39,7 @@ class ModelContext:
     device: torch.device
     max_model_len: int
     parallel: ParallelContext = field(default_factory=ParallelContext)
+    ops: Ops = field(default_factory=_plain_ops)
 
 
 class ModelArch(ABC):

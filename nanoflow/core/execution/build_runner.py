@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from nanoflow.core.config.engine_config import Config, EngineConfig, SchedulerConfig
+from nanoflow.core.config.engine_config import Config, EngineConfig, PluginChoice, SchedulerConfig
 from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.contracts.model import ModelArch, ModelContext
@@ -15,6 +15,7 @@ from nanoflow.core.execution import cuda_graphs as graphs
 from nanoflow.core.execution import kv_cache_size as memory
 from nanoflow.core.execution.model_runner import ModelRunner
 from nanoflow.core.execution.plan import Plan
+from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.loading import dummy, safetensors
 from nanoflow.core.registry.registry import Registry
 
@@ -34,12 +35,13 @@ def build_runner(
     options, device, limits = config.engine, plan.device, plan.limits
     if device.type == "cuda" and rank_group.parallel.size > 1:
         torch.cuda.set_device(device)
-    rank_group.connect(device, options.one_shot_kib)
+    ops = select_ops(device, accelerate=options.accelerate)
+    rank_group.connect(device, options.one_shot_kib if options.accelerate else 0)
     parallel = rank_group.parallel
     model_entry, model_options = registry.model_for(
         config.plugins.get("model"), plan.hf_config.get("architectures") or []
     )
-    model_context = ModelContext(plan.hf_config, plan.dtype, device, plan.max_model_len, parallel)
+    model_context = ModelContext(plan.hf_config, plan.dtype, device, plan.max_model_len, parallel, ops)
     with torch.inference_mode():
         model: ModelArch = model_entry.build(model_options, model_context)
         if options.load_format == "dummy":
@@ -58,9 +60,7 @@ def build_runner(
         dtype=plan.dtype,
         device=device,
     )
-    attention_entry, attention_options = registry.resolve(
-        "attention", config.plugins.get("attention"), attention_context
-    )
+    attention_entry, attention_options = registry.resolve("attention", pick_attention(config), attention_context)
 
     def build_attention() -> AttentionBackend:
         return attention_entry.build(attention_options, attention_context)
@@ -75,6 +75,7 @@ def build_runner(
             max_model_len=plan.max_model_len,
             padding_block=padding_block,
             rank_group=rank_group,
+            ops=ops,
         )
 
     attention = build_attention()
@@ -101,11 +102,18 @@ def build_runner(
     return runner, num_blocks, {"model": model_entry.component.name, "attention": attention_entry.component.name}
 
 
+def pick_attention(config: Config) -> PluginChoice | None:
+    """Which attention backend: what the config says, but with `engine.accelerate=false` `auto` is plain PyTorch."""
+    choice = config.plugins.get("attention")
+    is_auto = choice in (None, PluginChoice("auto"))
+    return PluginChoice("torch") if is_auto and not config.engine.accelerate else choice
+
+
 def graphs_to_capture(
     options: EngineConfig, limits: SchedulerConfig, attention: AttentionBackend, device: torch.device
 ) -> tuple[list[int], list[int]]:
     """Batch sizes of decode steps and token counts of other steps to capture, rising; both empty for no graphs."""
-    if device.type != "cuda" or not attention.capturable or options.enforce_eager:
+    if device.type != "cuda" or not attention.capturable or options.enforce_eager or not options.accelerate:
         return [], []
     decodes = options.graph_sizes or graphs.decode_sizes(limits.max_num_seqs)
     decodes = sorted({*(size for size in decodes if size < limits.max_num_seqs), limits.max_num_seqs})

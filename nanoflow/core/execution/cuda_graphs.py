@@ -20,7 +20,7 @@ from nanoflow.core.data.batch import AttentionInput
 from nanoflow.core.data.parallel import ParallelContext
 from nanoflow.core.execution.pinned_io import PinnedIO
 from nanoflow.core.execution.step_buffer import StepBuffer, StepInput
-from nanoflow.core.sampling.sampler import sample
+from nanoflow.core.ops import Ops
 
 MOST_TOKENS = 8192  # beyond, the device needs longer than the host does to launch a step's kernels
 
@@ -92,6 +92,7 @@ class CudaGraphs:
             block manager hands out, the last, where padding goes.
         rows: the state that steps read and write.
         parallel: this rank among those that share the model.
+        ops: to compute with.
         block_size: P.
         decodes: batch sizes to capture decode steps for, rising.
         tokens: token counts to capture all other steps for, rising; none for a backend that isn't `capturable_chunks`.
@@ -99,9 +100,10 @@ class CudaGraphs:
 
     def __init__(
         self, model: ModelArch, attention: AttentionBackend, rows: SlotState, parallel: ParallelContext, *,
-        block_size: int, decodes: list[int], tokens: list[int],
+        ops: Ops, block_size: int, decodes: list[int], tokens: list[int],
     ) -> None:  # fmt: skip
         self.model = model
+        self.ops = ops
         self.attention = attention
         self.rows = rows
         self.parallel = parallel
@@ -147,7 +149,7 @@ class CudaGraphs:
 
     def _pinned_io(self) -> PinnedIO:
         num_tokens = max(self.decodes + self.tokens)
-        return PinnedIO(num_tokens, most_seqs(num_tokens, self.max_num_seqs), self.rows.last_token_R.device)
+        return PinnedIO(num_tokens, most_seqs(num_tokens, self.max_num_seqs), self.rows.last_token_R.device, self.ops)
 
     def _capture(self, num_tokens: int, num_seqs: int, *, uniform_decode: bool) -> Capture:
         device, width = self.rows.last_token_R.device, self.rows.block_tables_RB.shape[1]
@@ -191,14 +193,14 @@ class CudaGraphs:
         rows, step = self.rows, buffer.tensors
         self.pinned_io.receive(buffer)
         ids_T, temperature_S, seed_S = gather_step_inputs(
-            rows, step, self.block_size, inputs.block_tables_SB, self.pinned_io
+            self.ops, rows, step, self.block_size, inputs.block_tables_SB, self.pinned_io
         )
         self.attention.plan(inputs)
         hidden = self.model.forward(ids_T, step.positions_T, self.attention)
         if not inputs.uniform_decode:
             hidden = hidden[step.query_start_S1[1:] - 1]
         logits_SV = self.model.compute_logits(hidden)
-        tokens_S = sample(
+        tokens_S = self.ops.sample(
             logits_SV, temperature_S, seed_S, step.context_lens_S, None, rows.last_token_R, step.targets_S,
             self.pinned_io.outbox, self.pinned_io.turn_1, self.parallel,
         )  # fmt: skip
@@ -206,24 +208,14 @@ class CudaGraphs:
 
 
 def gather_step_inputs(
-    rows: SlotState, step: StepInput, block_size: int, block_tables_SB: torch.Tensor, pinned_io: PinnedIO | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ops: Ops, rows: SlotState, step: StepInput, block_size: int, block_tables_SB: torch.Tensor,
+    pinned_io: PinnedIO | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """What the rows of a step hold: its token ids [T], temperatures [S] and seeds [S]; fills its block tables.
 
     Counts the step in pinned I/O, if it came through one.
     """
-    if step.rows_S.is_cuda:
-        from nanoflow.core.kernels import step_inputs as kernel
-
-        return kernel.gather_step_inputs(
-            step.token_ids_T, rows.last_token_R, step.rows_S, step.context_lens_S, rows.block_tables_RB,
-            rows.temperature_R, rows.seed_R, block_size, block_tables_SB,
-            None if pinned_io is None else pinned_io.turn_1,
-        )  # fmt: skip
-    if pinned_io is not None:
-        pinned_io.begin()
-    block_tables_SB.copy_(rows.block_tables_RB[step.rows_S, : block_tables_SB.shape[1]])
-    known_T = step.token_ids_T >= 0
-    sampled_T = rows.last_token_R[torch.where(known_T, 0, -1 - step.token_ids_T)]
-    ids_T = torch.where(known_T, step.token_ids_T, sampled_T)
-    return ids_T, rows.temperature_R[step.rows_S], rows.seed_R[step.rows_S]
+    return ops.gather_step_inputs(
+        step.token_ids_T, rows.last_token_R, step.rows_S, step.context_lens_S, rows.block_tables_RB,
+        rows.temperature_R, rows.seed_R, block_size, block_tables_SB, None if pinned_io is None else pinned_io.turn_1,
+    )  # fmt: skip

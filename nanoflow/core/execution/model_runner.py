@@ -25,6 +25,7 @@ from nanoflow.core.execution.cuda_graphs import Capture, CudaGraphs, SlotState, 
 from nanoflow.core.execution.input_batch import BlockTables, fill
 from nanoflow.core.execution.step_buffer import StepBuffer
 from nanoflow.core.execution.step_message import StepMessage
+from nanoflow.core.ops import Ops
 from nanoflow.core.sampling.batch_sampler import BatchSampler
 from nanoflow.core.sampling.logprobs import ROWS, Span, TopLogprobs, num_candidates, top_logprobs
 
@@ -75,6 +76,7 @@ class ModelRunner:
         max_model_len: most tokens in a sequence.
         padding_block: a block of the cache that is nobody's; captured steps write there what is padding.
         rank_group: the ranks that share the model. All of them capture, and submit or `follow`, in the same order.
+        ops: to compute with.
 
     Attributes:
         graphs: replays steps that it has a graph for; None runs all of them kernel by kernel.
@@ -83,8 +85,9 @@ class ModelRunner:
 
     def __init__(
         self, model: ModelArch, attention: AttentionBackend, *, device: torch.device, block_size: int,
-        max_num_seqs: int, max_model_len: int, padding_block: int, rank_group: RankGroup,
+        max_num_seqs: int, max_model_len: int, padding_block: int, rank_group: RankGroup, ops: Ops,
     ) -> None:  # fmt: skip
+        self.ops = ops
         self.rank_group = rank_group
         self.send: Callable[[np.ndarray], None] | None = None
         self.model = model
@@ -96,7 +99,7 @@ class ModelRunner:
         self.tables = BlockTables(max_num_seqs, -(-max_model_len // block_size), padding_block, device)
         self.padding_row = max_num_seqs
         num_rows = max_num_seqs + 1
-        self.sampler = BatchSampler(num_rows, model.vocab_size, device)
+        self.sampler = BatchSampler(num_rows, model.vocab_size, device, ops)
         self.params_changed = False
         self.rows = SlotState(
             block_tables_RB=self.tables.on_device,
@@ -118,8 +121,8 @@ class ModelRunner:
     def capture(self, decodes: list[int], tokens: list[int]) -> None:
         """Capture decode steps of these batch sizes, and other steps of these numbers of tokens."""
         self.graphs = CudaGraphs(
-            self.model, self.attention, self.rows, self.rank_group.parallel, block_size=self.block_size,
-            decodes=decodes, tokens=tokens,
+            self.model, self.attention, self.rows, self.rank_group.parallel, ops=self.ops,
+            block_size=self.block_size, decodes=decodes, tokens=tokens,
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -218,7 +221,7 @@ class ModelRunner:
             num_decodes=num_decodes,
             uniform_decode=uniform_decode,
         )
-        ids_T = gather_step_inputs(self.rows, step, self.block_size, inputs.block_tables_SB)[0]
+        ids_T = gather_step_inputs(self.ops, self.rows, step, self.block_size, inputs.block_tables_SB)[0]
         self.attention.plan(inputs)
         return self.model.forward(ids_T, step.positions_T, self.attention)
 

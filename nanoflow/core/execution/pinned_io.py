@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 
 from nanoflow.core.execution.step_buffer import StepBuffer
+from nanoflow.core.ops import Ops
 
 SLOTS = 2  # a power of two, so that a count may overflow
 
@@ -22,13 +23,15 @@ class PinnedIO:
     Args:
         num_tokens, num_seqs: of the largest step.
         device: where steps run; on a CPU everything is done when `send` returns.
+        ops: to fetch with.
 
     Attributes:
         outbox: int64 [slots, S]; tokens, on the host.
         turn_1: int32; how many steps the device has begun.
     """
 
-    def __init__(self, num_tokens: int, num_seqs: int, device: torch.device) -> None:
+    def __init__(self, num_tokens: int, num_seqs: int, device: torch.device, ops: Ops) -> None:
+        self.ops = ops
         size = -(-StepBuffer.num_bytes(num_tokens, num_seqs) // 16) * 16
         pinned = device.type == "cuda"
         self.inbox = torch.zeros(SLOTS, size, dtype=torch.uint8, pin_memory=pinned)
@@ -59,17 +62,8 @@ class PinnedIO:
             self.done[slot].record()
         return self.outbox[slot], self.done[slot]
 
-    # Called within the step, in this order.
+    # Called within the step, which counts itself afterwards (`gather_step_inputs`).
 
     def receive(self, buffer: StepBuffer) -> None:
         """Fetch this step's arrays into a buffer on the device."""
-        if self.turn_1.is_cuda:
-            from nanoflow.core.kernels.step_inputs import receive
-
-            receive(self.inbox, self.turn_1, buffer.memory)
-        else:
-            buffer.memory.copy_(self.inbox[int(self.turn_1) % SLOTS, : len(buffer.memory)])
-
-    def begin(self) -> None:
-        """Count this step; on a GPU `kernels.rows.gather_step_inputs` does it."""
-        self.turn_1 += 1
+        self.ops.receive(self.inbox, self.turn_1, buffer.memory)

@@ -1,5 +1,4 @@
-"""Triton kernels of the layers and the sampler. Nothing here chooses: layers call them for tensors on a GPU.
+"""Triton kernels. `register` says which operation of `core.ops` each does on a GPU; importing the others needs Triton.
 
-The plain PyTorch twin of each kernel stands in the layer that calls it; it is the specification. Importing these
-modules needs Triton, so layers import them where they use them.
+The plain PyTorch function of an operation is the specification of its kernel.
 """

@@ -1,4 +1,4 @@
-"""Looking up tokens' vectors in a table, of which a rank may have a part."""
+"""Token embedding, of which a rank may have a shard."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import triton.language as tl
 from nanoflow.core.kernels.pdl import pdl_options, pdl_wait_then_launch
 
 
-def look_up(ids_T: torch.Tensor, table_VD: torch.Tensor, first: int = 0) -> torch.Tensor:
-    """Vectors [T, D] of tokens (int64), whose table begins with token `first`; 0 for those that it doesn't have."""
+def embedding(ids_T: torch.Tensor, table_VD: torch.Tensor, first: int | None = None) -> torch.Tensor:
+    """As `core.ops.embedding.embedding`; of a table with all tokens, too, tokens that it doesn't have get 0."""
     num_tokens, (size, width) = len(ids_T), table_VD.shape
     out_TD = torch.empty((num_tokens, width), dtype=table_VD.dtype, device=table_VD.device)
     if num_tokens > 0:
-        _look_up[(num_tokens,)](
-            ids_T, table_VD, out_TD, first, size, width, BLOCK=min(4096, triton.next_power_of_2(width)),
+        _embedding[(num_tokens,)](
+            ids_T, table_VD, out_TD, first or 0, size, width, BLOCK=min(4096, triton.next_power_of_2(width)),
             **pdl_options(table_VD),
         )  # fmt: skip
     return out_TD
 
 
 @triton.jit(do_not_specialize=["first"])
-def _look_up(ids_ptr, table_ptr, out_ptr, first, size, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
+def _embedding(ids_ptr, table_ptr, out_ptr, first, size, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     pdl_wait_then_launch(PDL)
     row = tl.load(ids_ptr + token) - first

@@ -1,7 +1,7 @@
-"""A mixture of experts in four kernels: routing, sorting, and two grouped matrix products.
+"""A mixture of experts in four kernels: routing, sorting, and two grouped GEMMs.
 
 Each token makes C assignments, one to each of its chosen experts. They are sorted by expert, and cut into tiles of rows
-that go to one expert; a program of a grouped product finds out from the experts' counts which tile is its own. The host
+that go to one expert; a program of a grouped GEMM finds out from the experts' counts which tile is its own. The host
 knows only how many tiles there may be at most, so a captured step routes as a replay's tokens want it. As vLLM's and
 SGLang's fused MoE kernels do, but without padding between experts and without atomic order: the same tokens give the
 same bits.
@@ -16,15 +16,15 @@ import triton
 import triton.language as tl
 
 from nanoflow.core.kernels.gemm.silu_mul import gated
-from nanoflow.core.kernels.gemm.tiling import product
+from nanoflow.core.kernels.gemm.tiling import gemm
 from nanoflow.core.kernels.pdl import pdl_launch_then_wait, pdl_options
 
 SORTED_AT_A_TIME = 4096  # assignments
 
 
 @dataclass(frozen=True)
-class GroupedTile:
-    """How to run a grouped product: `rows` of one expert by `outputs` a program, `columns` of both at a time."""
+class GroupedConfig:
+    """How to run a grouped GEMM: `rows` of one expert by `outputs` a program, `columns` of both at a time."""
 
     rows: int
     outputs: int
@@ -33,22 +33,22 @@ class GroupedTile:
     num_stages: int
 
 
-def grouped_tile(num_assignments: int, num_experts: int, dtype: torch.dtype) -> GroupedTile:
+def grouped_config(num_assignments: int, num_experts: int, dtype: torch.dtype) -> GroupedConfig:
     """Settings by how many rows an expert has on average: few read weights, many compute. Chosen, not yet searched."""
     if dtype == torch.float32:
-        return GroupedTile(rows=16, outputs=32, columns=32, num_warps=4, num_stages=2)
+        return GroupedConfig(rows=16, outputs=32, columns=32, num_warps=4, num_stages=2)
     if num_assignments <= 16 * num_experts:
-        return GroupedTile(rows=16, outputs=32, columns=128, num_warps=4, num_stages=4)
+        return GroupedConfig(rows=16, outputs=32, columns=128, num_warps=4, num_stages=4)
     if num_assignments <= 64 * num_experts:
-        return GroupedTile(rows=64, outputs=64, columns=64, num_warps=4, num_stages=4)
-    return GroupedTile(rows=128, outputs=64, columns=64, num_warps=8, num_stages=3)
+        return GroupedConfig(rows=64, outputs=64, columns=64, num_warps=4, num_stages=4)
+    return GroupedConfig(rows=128, outputs=64, columns=64, num_warps=8, num_stages=3)
 
 
 def mix_experts(
     x_TD: torch.Tensor, logits_TX: torch.Tensor, gate_up_X2FD: torch.Tensor, down_XDF: torch.Tensor, num_chosen: int,
-    *, renormalize: bool, setting: GroupedTile | None = None,
+    *, renormalize: bool, config: GroupedConfig | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """The chosen experts' weighted results [C, T, D], which add up to `layers.experts.mix_experts` of `route`.
+    """The chosen experts' weighted results [C, T, D], which add up to `core.ops.experts.mix_experts`.
 
     Args:
         x_TD: any row stride.
@@ -56,7 +56,7 @@ def mix_experts(
         gate_up_X2FD, down_XDF: contiguous.
         num_chosen: C.
         renormalize: whether a token's weights are scaled to sum up to 1.
-        setting: of both products; by default what suits the sizes.
+        config: of both GEMMs; by default what suits the sizes.
     """
     num_tokens, size = x_TD.shape
     num_experts, _, inner, _ = gate_up_X2FD.shape
@@ -66,7 +66,7 @@ def mix_experts(
         return out_CTD
     weights_TC, chosen_TC, counts_X = route(logits_TX, num_chosen, renormalize=renormalize)
     order_A = sort(chosen_TC, counts_X)
-    s = setting or grouped_tile(num_assignments, num_experts, x_TD.dtype)
+    s = config or grouped_config(num_assignments, num_experts, x_TD.dtype)
     num_tiles = min(num_assignments, num_experts) + num_assignments // s.rows
     options = {
         "C": num_chosen, "BLOCK_X": experts_block(num_experts), "ROWS": s.rows, "OUTPUTS": s.outputs,
@@ -87,7 +87,7 @@ def mix_experts(
 def route(
     logits_TX: torch.Tensor, num_chosen: int, *, renormalize: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `layers.experts.route`, and how many assignments each expert got [X], int32."""
+    """As `core.ops.experts.route`, and how many assignments each expert got [X], int32."""
     num_tokens, num_experts = logits_TX.shape
     device = logits_TX.device
     weights_TC = torch.empty((num_tokens, num_chosen), dtype=torch.float32, device=device)
@@ -199,7 +199,7 @@ def _gate_up(
     weight_rows = expert.to(tl.int64) * 2 * inner + tl.minimum(outputs, inner - 1)
     gates = weight_ptr + weight_rows[None, :] * size + columns[:, None]
     to_up = inner.to(tl.int64) * size
-    gate, up = product(xs, rows < stop, gates, to_up, size, size, ROWS, OUTPUTS, COLUMNS, True, EVEN)
+    gate, up = gemm(xs, rows < stop, gates, to_up, size, size, ROWS, OUTPUTS, COLUMNS, True, EVEN)
     dtype = out_ptr.dtype.element_ty
     place = rows.to(tl.int64)[:, None] * inner + outputs[None, :]
     stored = (rows < stop)[:, None] & (outputs < inner)[None, :]
@@ -224,7 +224,7 @@ def _down(
     xs = x_ptr + rows.to(tl.int64)[:, None] * size + columns[None, :]
     weight_rows = expert.to(tl.int64) * num_outputs + tl.minimum(outputs, num_outputs - 1)
     ws = weight_ptr + weight_rows[None, :] * size + columns[:, None]
-    sums, _ = product(xs, rows < stop, ws, 0, size, size, ROWS, OUTPUTS, COLUMNS, False, EVEN)
+    sums, _ = gemm(xs, rows < stop, ws, 0, size, size, ROWS, OUTPUTS, COLUMNS, False, EVEN)
     sums *= tl.load(weights_ptr + assignments, mask=rows < stop, other=0.0)[:, None]
     place = ((assignments % C).to(tl.int64) * num_tokens + assignments // C)[:, None] * num_outputs + outputs[None, :]
     stored = (rows < stop)[:, None] & (outputs < num_outputs)[None, :]

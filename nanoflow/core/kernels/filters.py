@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoflow.core.kernels.sampling import LOWEST_TEMPERATURE, scaled
+from nanoflow.core.kernels.temperature import LOWEST_TEMPERATURE, scaled
 
 
 def thresholds(

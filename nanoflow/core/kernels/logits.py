@@ -9,11 +9,11 @@ import triton.language as tl
 BLOCK = 2048  # candidates a program
 
 
-def adjust(
+def adjust_logits(
     logits_SV: torch.Tensor, rows_S: torch.Tensor, biased_S: torch.Tensor, bias_RV: torch.Tensor | None,
     penalties_3S: torch.Tensor, counts_RV: torch.Tensor | None,
 ) -> torch.Tensor:  # fmt: skip
-    """As `core.logits.adjust`."""
+    """As `core.ops.logits.adjust_logits`."""
     num_rows, size = logits_SV.shape
     scores_SV = torch.empty((num_rows, size), dtype=torch.float32, device=logits_SV.device)
     if num_rows > 0:

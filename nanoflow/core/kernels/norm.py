@@ -1,4 +1,4 @@
-"""Residual addition and RMS norm in one pass over the row."""
+"""RMSNorm, with the residual addition before it in one pass over the row."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import triton.language as tl
 
 from nanoflow.core.kernels.memory import empty_rows
 from nanoflow.core.kernels.pdl import pdl_launch_then_wait, pdl_options
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """As `core.ops.norm.rms_norm`."""
+    return add_rms_norm(None, x.reshape(-1, *weight.shape), weight, eps)[0].view(x.shape)
 
 
 def add_rms_norm(

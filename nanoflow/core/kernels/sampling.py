@@ -1,4 +1,4 @@
-"""Sampling over a large vocabulary: a draw in one pass over the logits.
+"""Sampling over a large vocabulary: filters without a sort, and a draw in one pass over the logits.
 
 A row is cut into C chunks, one program each, so that a single row keeps the whole GPU busy.
 """
@@ -11,9 +11,24 @@ import triton.language as tl
 from triton.language.extra import libdevice
 
 from nanoflow.core.data.parallel import SINGLE_RANK, ParallelContext
+from nanoflow.core.kernels.filters import thresholds
 from nanoflow.core.kernels.pdl import pdl_launch_then_wait, pdl_options
+from nanoflow.core.kernels.temperature import scaled
+from nanoflow.core.ops.sampling import Filters
 
-LOWEST_TEMPERATURE = tl.constexpr(1e-10)
+
+def sample(
+    logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor,
+    filters: Filters | None = None, last_token_R: torch.Tensor | None = None, targets_S: torch.Tensor | None = None,
+    outbox: torch.Tensor | None = None, turn_1: torch.Tensor | None = None, parallel: ParallelContext = SINGLE_RANK,
+) -> torch.Tensor:  # fmt: skip
+    """As `core.ops.sampling.sample`."""
+    lowest_S = None
+    if filters is not None:
+        lowest_S = thresholds(logits_SV, temperature_S, filters.top_k_S, filters.top_p_S, filters.min_p_S)
+    return draw(
+        logits_SV, temperature_S, seed_S, position_S, lowest_S, last_token_R, targets_S, outbox, turn_1, parallel
+    )  # fmt: skip
 
 
 def draw(
@@ -26,7 +41,7 @@ def draw(
 
     With `threshold_S` (float32), only candidates with logits of at least that take part in a draw. With `last_token_R`
     (int64), the tokens are also written there, at `targets_S` (int64); with `outbox` (int64, pinned, [slots, S or
-    more]), into the slot before that of `turn_1` (int32). `parallel` is as in `core.sampler.sample`.
+    more]), into the slot before that of `turn_1` (int32). `parallel` is as in `core.ops.sampling.sample`.
     """
     num_rows, size = logits_SV.shape
     chunk = _chunk_size(num_rows, size)
@@ -134,13 +149,7 @@ def _gumbel(candidate, key, FAST: tl.constexpr):
 
 @triton.jit
 def _mix(x):
-    """lowbias32, as in `core.sampler`."""
+    """lowbias32, as in `core.ops.sampling`."""
     x = (x ^ (x >> 16)) * tl.full((), 0x7FEB352D, tl.uint32)
     x = (x ^ (x >> 15)) * tl.full((), 0x846CA68B, tl.uint32)
     return x ^ (x >> 16)
-
-
-@triton.jit
-def scaled(logits, temperature):
-    """logits / temperature, up to the last bit, for a tenth of the work."""
-    return logits.to(tl.float32) * (1.0 / tl.maximum(temperature, LOWEST_TEMPERATURE))

@@ -14,7 +14,7 @@ WORDS = 2048  # a program
 
 
 def receive(inbox: torch.Tensor, turn_1: torch.Tensor, memory: torch.Tensor) -> None:
-    """As `PinnedIO.receive`: from the slot whose turn it is, in pinned memory [slots, bytes], into `memory`."""
+    """As `core.ops.step_inputs.receive`."""
     words, slots = memory.view(torch.int32), inbox.view(torch.int32)
     _receive[(triton.cdiv(len(words), WORDS),)](
         slots, turn_1, words, len(words), slots.stride(0), SLOTS=len(slots), WORDS=WORDS,
@@ -38,10 +38,7 @@ def gather_step_inputs(
     block_tables_RB: torch.Tensor, temperature_R: torch.Tensor, seed_R: torch.Tensor, block_size: int,
     block_tables_SB: torch.Tensor, turn_1: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """As `core.graphs.gather_step_inputs`, but copies only those entries of block tables that the contexts have.
-
-    `turn_1` (int32) is raised by one.
-    """
+    """As `core.ops.step_inputs.gather_step_inputs`; of block tables only the entries that the contexts have."""
     num_tokens, num_seqs = len(token_ids_T), len(rows_S)
     ids_T, seed_S = torch.empty_like(token_ids_T), torch.empty_like(rows_S)
     temperature_S = torch.empty(num_seqs, dtype=torch.float32, device=rows_S.device)

@@ -5,8 +5,9 @@ from nanoflow.core.layers.decoder import Attention, Decoder, DecoderLayer, FeedF
 from nanoflow.core.layers.embedding import Embedding
 from nanoflow.core.layers.experts import Experts
 from nanoflow.core.layers.linear import ColumnParallelLinear, GatedLinear, Linear, QKVLinear, RowParallelLinear
-from nanoflow.core.layers.norm import RMSNorm
-from nanoflow.core.layers.rotary import RotaryEmbedding, Rotation, apply_rotary
+from nanoflow.core.layers.norm import RMSNorm, add_partials
+from nanoflow.core.layers.rotary import RotaryEmbedding
+from nanoflow.core.ops.attention import Rotation, apply_rotary
 
 __all__ = [
     "Attention",
@@ -23,6 +24,7 @@ __all__ = [
     "RotaryEmbedding",
     "Rotation",
     "RowParallelLinear",
+    "add_partials",
     "apply_rotary",
     "attend",
 ]

@@ -23,7 +23,8 @@ from nanoflow.core.layers.attention import attend
 from nanoflow.core.layers.embedding import Embedding
 from nanoflow.core.layers.linear import GatedLinear, QKVLinear, RowParallelLinear
 from nanoflow.core.layers.norm import RMSNorm
-from nanoflow.core.layers.rotary import RotaryEmbedding, Rotation
+from nanoflow.core.layers.rotary import RotaryEmbedding
+from nanoflow.core.ops.attention import Rotation
 
 
 class Attention(nn.Module):
@@ -43,7 +44,7 @@ class Attention(nn.Module):
         super().__init__()
         config = context.hf_config
         hidden, head_dim, num_heads = config["hidden_size"], config["head_dim"], config["num_attention_heads"]
-        self.layer = layer
+        self.ops, self.layer = context.ops, layer
         self.qkv_proj = QKVLinear(context, hidden, num_heads, config["num_key_value_heads"], head_dim, qkv_bias)
         self.o_proj = RowParallelLinear(context, num_heads * head_dim, {"o_proj": hidden}, out_bias)
         self.q_norm = RMSNorm(context, head_dim, config["rms_norm_eps"]) if qk_norm else None
@@ -53,9 +54,9 @@ class Attention(nn.Module):
         self, norm: RMSNorm, x: torch.Tensor | RankPartials | None, residual: torch.Tensor, rotation: Rotation,
         attention: AttentionBackend,
     ) -> tuple[torch.Tensor | RankPartials | None, torch.Tensor]:  # fmt: skip
-        qkv, residual = self.qkv_proj.normed(norm, x, residual)
-        out = attend(qkv, self.q_norm, self.k_norm, rotation, attention, self.layer)
-        return self.o_proj.added(out.flatten(-2), residual)
+        qkv, residual = self.qkv_proj.norm_linear(norm, x, residual)
+        out = attend(self.ops, qkv, self.q_norm, self.k_norm, rotation, attention, self.layer)
+        return self.o_proj.linear_residual(out.flatten(-2), residual)
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         found = self.qkv_proj.weights(prefix) | self.o_proj.weights(prefix)
@@ -65,7 +66,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(silu(gate(x)) * up(x)), with gate and up in one product (SwiGLU; Shazeer, 2020)."""
+    """down(silu(gate(x)) * up(x)), with gate and up in one GEMM (SwiGLU; Shazeer, 2020)."""
 
     def __init__(self, context: ModelContext, *, bias: bool = False) -> None:
         super().__init__()
@@ -76,8 +77,8 @@ class FeedForward(nn.Module):
     def forward(
         self, norm: RMSNorm, x: torch.Tensor | RankPartials | None, residual: torch.Tensor
     ) -> tuple[torch.Tensor | RankPartials | None, torch.Tensor]:
-        gated, residual = self.gate_up_proj.normed(norm, x, residual)
-        return self.down_proj.added(gated, residual)
+        gated, residual = self.gate_up_proj.norm_linear(norm, x, residual)
+        return self.down_proj.linear_residual(gated, residual)
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         return self.gate_up_proj.weights(prefix) | self.down_proj.weights(prefix)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from nanoflow.core.contracts.model import ModelContext
@@ -19,7 +18,7 @@ class Embedding(nn.Module):
 
     def __init__(self, context: ModelContext, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.parallel = context.parallel
+        self.ops, self.parallel = context.ops, context.parallel
         self.share = self.parallel.share(vocab_size, "tokens of the vocabulary")
         weight = torch.empty(self.share.length, hidden_size, dtype=context.dtype, device=context.device)
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -35,24 +34,11 @@ class Embedding(nn.Module):
 
     def _part(self, input_ids_T: torch.Tensor) -> torch.Tensor:
         """What this rank has of each vector: all or nothing."""
-        if input_ids_T.is_cuda:
-            from nanoflow.core.kernels.embedding import look_up
-
-            return look_up(input_ids_T, self.weight, self.share.start)
-        if self.parallel.size == 1:
-            return F.embedding(input_ids_T, self.weight)
-        rows_T = input_ids_T - self.share.start
-        elsewhere_T = (rows_T < 0) | (rows_T >= self.share.length)
-        found_TD = F.embedding(rows_T.masked_fill(elsewhere_T, 0), self.weight)
-        return found_TD.masked_fill_(elsewhere_T.unsqueeze(-1), 0)
+        return self.ops.embedding(input_ids_T, self.weight, None if self.parallel.size == 1 else self.share.start)
 
     def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
         """[S, D] -> [S, V / ranks], of this rank's part of the vocabulary."""
-        if hidden_SD.is_cuda:
-            from nanoflow.core.kernels.gemm.dispatch import linear
-
-            return linear(hidden_SD, self.weight)
-        return F.linear(hidden_SD, self.weight)
+        return self.ops.linear(hidden_SD, self.weight)
 
     def weights(self, name: str) -> dict[str, torch.Tensor | Shard | None]:
         """The checkpoint tensor `name` fills the table."""

@@ -1,9 +1,8 @@
-"""Linear layers, several of them fused into one product where they share their input, whole or split over ranks."""
+"""Linear layers, several of them fused into one GEMM where they share their input, whole or split over ranks."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from nanoflow.core.contracts.model import ModelContext
@@ -29,7 +28,7 @@ class Linear(nn.Module):
         bias: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.parallel = context.parallel
+        self.ops, self.parallel = context.ops, context.parallel
         self.inputs = _share(in_features)
         self.parts = {name: _share(size) for name, size in parts.items()}
         place = {"dtype": context.dtype, "device": context.device}
@@ -38,42 +37,35 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features, **place), requires_grad=False) if bias else None
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return self._product(x_TD)
+        return self._gemm(x_TD)
 
     def partials(self, x_TD: torch.Tensor) -> torch.Tensor | RankPartials:
         """As `forward`, or something that `RMSNorm.add` adds up to it: [C, T, D] in float32, or ranks' parts."""
-        return self._product(x_TD, may_split=True)
+        return self._gemm(x_TD, may_split=True)
 
-    def _product(self, x_TD: torch.Tensor, *, may_split: bool = False) -> torch.Tensor:
-        """This rank's part of the result; with `may_split` also as partials."""
-        if x_TD.is_cuda:
-            from nanoflow.core.kernels.gemm.dispatch import linear
+    def _gemm(self, x_TD: torch.Tensor, *, may_split: bool = False) -> torch.Tensor:
+        """This rank's part of the result; with `may_split` it may be split-K partials."""
+        return self.ops.linear(x_TD, self.weight, self.bias, gate=self.gate, may_split=may_split)
 
-            return linear(x_TD, self.weight, self.bias, gate=self.gate, may_split=may_split)
-        return F.linear(x_TD, self.weight, self.bias)
-
-    def added(
+    def linear_residual(
         self, x_TD: torch.Tensor, residual_TD: torch.Tensor
     ) -> tuple[torch.Tensor | RankPartials | None, torch.Tensor]:
         """The result and the residual that it is yet to be added to, as `RMSNorm.add` takes them: None if it has been.
 
         May overwrite the residual.
         """
-        if x_TD.is_cuda and self.parallel.size == 1:
-            from nanoflow.core.kernels.gemm.dispatch import added_linear
-
-            if (total := added_linear(x_TD, self.weight, self.bias, residual_TD)) is not None:
+        if self.parallel.size == 1:
+            total = self.ops.linear_residual(x_TD, self.weight, self.bias, residual_TD)
+            if total is not None:
                 return None, total
         return self.partials(x_TD), residual_TD
 
-    def normed(
+    def norm_linear(
         self, norm: RMSNorm, x: torch.Tensor | RankPartials | None, residual_TD: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """This layer's result for `norm.add(x, residual)`, and the next residual. Both arguments as there."""
-        if residual_TD.is_cuda and x is None:
-            from nanoflow.core.kernels.gemm.dispatch import normed_linear
-
-            y = normed_linear(residual_TD, norm.weight, norm.eps, self.weight, self.bias, gate=self.gate)
+        if x is None and type(norm) is RMSNorm:
+            y = self.ops.norm_linear(residual_TD, norm.weight, norm.eps, self.weight, self.bias, gate=self.gate)
             if y is not None:
                 return y, residual_TD
         x, residual_TD = norm.add(x, residual_TD)
@@ -114,13 +106,6 @@ class GatedLinear(ColumnParallelLinear):
 
     gate = True
 
-    def _product(self, x_TD: torch.Tensor, *, may_split: bool = False) -> torch.Tensor:
-        y_TD = super()._product(x_TD, may_split=may_split)
-        if x_TD.is_cuda:
-            return y_TD
-        gate, up = y_TD.chunk(2, -1)
-        return F.silu(gate) * up
-
 
 class QKVLinear(Linear):
     """Queries, keys and values, split by heads. Ranks beyond the number of KV heads have one that others have too.
@@ -160,11 +145,11 @@ class RowParallelLinear(Linear):
         self.biases = [f"{name}.bias" for name in parts] if bias else []
 
     def forward(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return self.parallel.all_reduce(self._product(x_TD))
+        return self.parallel.all_reduce(self._gemm(x_TD))
 
     def partials(self, x_TD: torch.Tensor) -> torch.Tensor | RankPartials:
         in_norm = self.parallel.size == 1 or self.parallel.fuses_norm(len(x_TD), len(self.weight), x_TD.dtype)
-        return self.parallel.partials(self._product(x_TD, may_split=in_norm), x_TD.dtype)
+        return self.parallel.partials(self._gemm(x_TD, may_split=in_norm), x_TD.dtype)
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         return {prefix + name: None for name in self.biases} | super().weights(prefix)

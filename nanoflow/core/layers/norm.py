@@ -1,9 +1,8 @@
-"""Root-mean-square norm, alone or fused with the residual addition before it."""
+"""RMSNorm, alone or fused with the residual addition before it."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from nanoflow.core.contracts.model import ModelContext
@@ -15,16 +14,12 @@ class RMSNorm(nn.Module):
 
     def __init__(self, context: ModelContext, size: int, eps: float) -> None:
         super().__init__()
-        self.size = (size,)
+        self.ops = context.ops
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(size, dtype=context.dtype, device=context.device), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.is_cuda:
-            from nanoflow.core.kernels.norm import add_rms_norm
-
-            return add_rms_norm(None, x.reshape(-1, *self.size), self.weight, self.eps)[0].view(x.shape)
-        return F.rms_norm(x, self.size, self.weight, self.eps)
+        return self.ops.rms_norm(x, self.weight, self.eps)
 
     def add(
         self, x: torch.Tensor | RankPartials | None, residual: torch.Tensor
@@ -35,14 +30,18 @@ class RMSNorm(nn.Module):
         """
         if isinstance(x, RankPartials):
             return x.group.allreduce_add_norm(x.part, residual, self.weight, self.eps)
-        if residual.is_cuda:
-            from nanoflow.core.kernels.norm import add_rms_norm
-
-            return add_rms_norm(x, residual, self.weight, self.eps)
-        if x is not None:
-            residual = (x if x.dim() == 2 else x.sum(0).to(residual.dtype)) + residual
-        return self.forward(residual), residual
+        return self.ops.add_rms_norm(x, residual, self.weight, self.eps)
 
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         """The checkpoint tensor `prefix` + "weight"."""
         return {f"{prefix}weight": self.weight}
+
+
+def add_partials(x: torch.Tensor | RankPartials | None, residual: torch.Tensor) -> torch.Tensor:
+    """Residual addition, x + residual [T, D], for norms of other kinds: x is all that `RMSNorm.add` takes."""
+    if x is None:
+        return residual
+    if isinstance(x, RankPartials):
+        part = x.part if x.part.dim() == 2 else x.part.sum(0)
+        return x.group.all_reduce(part.to(residual.dtype).contiguous()) + residual
+    return (x if x.dim() == 2 else x.sum(0).to(residual.dtype)) + residual

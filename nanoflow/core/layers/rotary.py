@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import nn
 
 from nanoflow.core.config.errors import CheckpointError
 from nanoflow.core.contracts.model import ModelContext
+from nanoflow.core.ops.attention import Rotation
 
 # Those whose frequencies don't depend on a sequence's length, as far as the model has positions: "dynamic" stretches
 # what lies beyond, which the engine refuses.
@@ -46,27 +45,6 @@ class RotaryEmbedding(nn.Module):
     def forward(self, positions_T: torch.Tensor) -> Rotation:
         """The rotation of tokens at these positions."""
         return Rotation(self.cos_LH, self.sin_LH, positions_T)
-
-
-@dataclass
-class Rotation:
-    """What turns the heads of a batch: kernels read the tables at the positions, PyTorch the angles of each token."""
-
-    cos_LH: torch.Tensor
-    sin_LH: torch.Tensor
-    positions_T: torch.Tensor
-
-    @cached_property
-    def angles(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and signed sines [T, 1, H]; one look-up serves all layers."""
-        return self.cos_LH[self.positions_T].unsqueeze(1), self.sin_LH[self.positions_T].unsqueeze(1)
-
-
-def apply_rotary(x_TNH: torch.Tensor, cos_T1H: torch.Tensor, sin_T1H: torch.Tensor) -> torch.Tensor:
-    """Rotate each head by its token's angles; computed in float32, returned in x's dtype."""
-    half = x_TNH.shape[-1] // 2
-    rotated = torch.addcmul(x_TNH * cos_T1H, x_TNH.roll(half, -1), sin_T1H)
-    return rotated.to(x_TNH.dtype)
 
 
 def _frequencies(context: ModelContext, head_dim: int) -> tuple[torch.Tensor, float]:

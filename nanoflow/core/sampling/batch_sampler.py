@@ -7,6 +7,7 @@ import torch
 
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.data.transfer import to_device
+from nanoflow.core.ops import Ops
 from nanoflow.core.sampling.logits import RowLogits
 from nanoflow.core.sampling.logprobs import Span, TopLogprobs, num_candidates, top_logprobs
 from nanoflow.core.sampling.sampler import Sampler, SamplingInput
@@ -19,6 +20,7 @@ class BatchSampler:
         num_rows: R.
         vocab_size: V.
         device: where logits are.
+        ops: to change logits and draw with.
 
     Attributes:
         temperature: float32 numpy array [R]; 0 is greedy.
@@ -27,7 +29,7 @@ class BatchSampler:
             log-probabilities.
     """
 
-    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, num_rows: int, vocab_size: int, device: torch.device, ops: Ops) -> None:
         self.vocab_size, self.device = vocab_size, device
         self.temperature = np.zeros(num_rows, np.float32)
         self.top_k = np.zeros(num_rows, np.int64)
@@ -37,8 +39,8 @@ class BatchSampler:
         self.filtered = np.zeros(num_rows, bool)
         self.plain = np.zeros(num_rows, bool)
         self.num_logprobs = np.full(num_rows, -1, np.int64)  # -1: none asked for
-        self.logits = RowLogits(num_rows, vocab_size, device)
-        self.sampler = Sampler()
+        self.logits = RowLogits(num_rows, vocab_size, device, ops)
+        self.sampler = Sampler(ops)
 
     def assign(self, row: int, sequence: Sequence) -> None:
         """The row is this sequence's from now on, all of whose tokens are known."""

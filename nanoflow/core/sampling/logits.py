@@ -12,9 +12,10 @@ import torch
 
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.data.transfer import to_device
+from nanoflow.core.ops import Ops
 from nanoflow.core.sampling.structured_output import TokenMasks
 
-# Entries of a table of counts: a token of the prompt is 1, and each time that it was generated adds 2.
+# Entries of a table of counts, as `adjust_logits` takes them.
 IN_PROMPT, GENERATED = 1, 2
 ALWAYS = -1  # in place of a token id: whatever the last token is
 
@@ -26,10 +27,11 @@ class RowLogits:
         num_rows: R.
         vocab_size: V.
         device: where logits are.
+        ops: to change them with.
     """
 
-    def __init__(self, num_rows: int, vocab_size: int, device: torch.device) -> None:
-        self.vocab_size, self.device = vocab_size, device
+    def __init__(self, num_rows: int, vocab_size: int, device: torch.device, ops: Ops) -> None:
+        self.vocab_size, self.device, self.ops = vocab_size, device, ops
         self.biased = np.zeros(num_rows, bool)
         self.penalized = np.zeros(num_rows, bool)
         self.penalties_3R = np.zeros((3, num_rows), np.float32)  # repetition, presence, frequency
@@ -79,7 +81,7 @@ class RowLogits:
         counts_RV = self.counts_RV if self.penalized[rows].any() else None
         biased_S = to_device(self.biased[rows], self.device)
         penalties_3S = to_device(np.ascontiguousarray(self.penalties_3R[:, rows]), self.device)
-        scores_SV = adjust(logits_SV, rows_S, biased_S, bias_RV, penalties_3S, counts_RV)
+        scores_SV = self.ops.adjust_logits(logits_SV, rows_S, biased_S, bias_RV, penalties_3S, counts_RV)
         forbidden = self._forbidden(sequences, rows, position)
         if forbidden.size:
             forbid(scores_SV, to_device(forbidden, self.device), self.newest_R[rows_S])
@@ -167,37 +169,6 @@ class BadWords:
         matching = agrees.all(1)
         ends = self.ends_W[matching]
         return ends, self.beginnings_WL[matching, -1] if num_unknown else np.full_like(ends, ALWAYS)
-
-
-def adjust(
-    logits_SV: torch.Tensor, rows_S: torch.Tensor, biased_S: torch.Tensor, bias_RV: torch.Tensor | None,
-    penalties_3S: torch.Tensor, counts_RV: torch.Tensor | None,
-) -> torch.Tensor:  # fmt: skip
-    """Logits [S, V], float32, with biases added, then penalties applied as vLLM and transformers do.
-
-    Args:
-        logits_SV: left alone; any row stride.
-        rows_S: int64; rows in the tables.
-        biased_S: bool; rows whose entries in `bias_RV` count.
-        bias_RV: float32; None where no row is biased.
-        penalties_3S: float32, contiguous; repetition, presence and frequency; 1, 0, 0 for none.
-        counts_RV: int32; as by `IN_PROMPT` and `GENERATED`; None where no row is penalized.
-    """
-    if logits_SV.is_cuda:
-        from nanoflow.core.kernels import logits as kernel
-
-        return kernel.adjust(logits_SV, rows_S, biased_S, bias_RV, penalties_3S, counts_RV)
-    scores_SV = logits_SV.to(torch.float32, copy=True)
-    if bias_RV is not None:
-        scores_SV += torch.where(biased_S.unsqueeze(-1), bias_RV[rows_S], 0.0)
-    if counts_RV is not None:
-        counts_SV = counts_RV[rows_S]
-        repetition, presence, frequency = penalties_3S.unsqueeze(-1)
-        repetition_SV = torch.where(counts_SV > 0, repetition, 1.0)
-        scores_SV = torch.where(scores_SV > 0, scores_SV / repetition_SV, scores_SV * repetition_SV)
-        times_SV = counts_SV >> 1
-        scores_SV -= frequency * times_SV + presence * (times_SV > 0)
-    return scores_SV
 
 
 def forbid(scores_SV: torch.Tensor, entries_3N: torch.Tensor, last_token_S: torch.Tensor) -> None:

@@ -40,7 +40,7 @@ def precompiled(config: Config, plan: Plan, rank_group: RankGroup) -> Iterator[C
     """
     helper = None
     on_nvidia = plan.device.type == "cuda" and torch.version.hip is None
-    if on_nvidia and sys.platform == "linux" and rank_group.local_rank == 0:
+    if config.engine.accelerate and on_nvidia and sys.platform == "linux" and rank_group.local_rank == 0:
         with suppress(Exception):  # no Triton, a cache that can't be written to, ...: it is no more than a help
             helper = _start(config, plan, rank_group.parallel.size)
     try:

@@ -33,7 +33,7 @@ class RerunGraphs(CudaGraphs):
 
     def __init__(self, runner: Any, decodes: list[int], sizes: list[int]) -> None:
         self.model, self.attention, self.rows = runner.model, runner.attention, runner.rows
-        self.parallel = runner.rank_group.parallel
+        self.ops, self.parallel = runner.ops, runner.rank_group.parallel
         self.block_size = runner.block_size
         self.max_num_seqs = len(self.rows.last_token_R) - 1
         self.decodes, self.tokens = decodes, sizes

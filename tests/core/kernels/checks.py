@@ -1,6 +1,6 @@
-"""Each kernel against its PyTorch twin, at any shape, on a GPU or under Triton's interpreter.
+"""Each kernel against the plain PyTorch of its operation, at any shape, on a GPU or under Triton's interpreter.
 
-Results are compared with the twin's in float32 on the same values: the relative error ‖out - ref‖ / ‖ref‖ must stay
+Results are compared with that one's in float32 on the same values: the relative error ‖out - ref‖ / ‖ref‖ must stay
 under the dtype's bound. What a kernel writes into is poisoned first, and inputs are views with odd strides.
 """
 
@@ -13,25 +13,26 @@ import torch.nn.functional as F
 
 from nanoflow.core.data.batch import Projection
 from nanoflow.core.data.parallel import Group, ParallelContext
-from nanoflow.core.execution.cuda_graphs import SlotState, gather_step_inputs
 from nanoflow.core.execution.pinned_io import PinnedIO
-from nanoflow.core.execution.step_buffer import StepBuffer, StepInput
+from nanoflow.core.execution.step_buffer import StepBuffer
 from nanoflow.core.kernels import allreduce_rmsnorm as ranks
-from nanoflow.core.kernels import experts, norm, rotary, sampling
-from nanoflow.core.kernels import logits as kernels_logits
-from nanoflow.core.kernels import step_inputs as kernels_rows
-from nanoflow.core.kernels.embedding import look_up
+from nanoflow.core.kernels import experts, norm, rotary, sampling, step_inputs
+from nanoflow.core.kernels.embedding import embedding
 from nanoflow.core.kernels.filters import thresholds
-from nanoflow.core.kernels.gemm import gemv, tiled
-from nanoflow.core.kernels.gemm import silu_mul as gate
-from nanoflow.core.kernels.gemm import skinny as few_rows
-from nanoflow.core.kernels.gemm import tma as many_rows
-from nanoflow.core.kernels.gemm.tiling import Tiling
-from nanoflow.core.layers import apply_rotary
-from nanoflow.core.layers.experts import mix_experts, route
-from nanoflow.core.sampling.logits import adjust
-from nanoflow.core.sampling.sampler import Filters, gumbel_noise, keep_likely, keep_top
+from nanoflow.core.kernels.gemm.gemv import gemv
+from nanoflow.core.kernels.gemm.settings import GemvConfig, SkinnyConfig, TiledConfig, TmaConfig
+from nanoflow.core.kernels.gemm.silu_mul import silu_mul
+from nanoflow.core.kernels.gemm.skinny import skinny_gemm
+from nanoflow.core.kernels.gemm.tiled import tiled_gemm
+from nanoflow.core.kernels.gemm.tma import tma_gemm
+from nanoflow.core.kernels.logits import adjust_logits
+from nanoflow.core.ops import Ops
+from nanoflow.core.ops.attention import apply_rotary
+from nanoflow.core.ops.experts import mix_chosen, route
+from nanoflow.core.ops.linear import linear
+from nanoflow.core.ops.sampling import Filters, gumbel_noise, keep_likely, keep_top
 
+PLAIN = Ops()
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
@@ -60,13 +61,13 @@ def poison(device: str) -> None:
             torch.full((size,), torch.nan, device=device)
 
 
-def check_look_up(tokens: int, size: int, width: int, dtype: torch.dtype, device: str) -> None:
+def check_embedding(tokens: int, size: int, width: int, dtype: torch.dtype, device: str) -> None:
     """In the whole table, and in parts of it, each of which gives 0 for the other's tokens."""
     table = random(size, width, dtype=dtype, device=device, seed=1)
     ids = torch.randint(size, (tokens,), generator=torch.Generator().manual_seed(tokens)).to(device)
     poison(device)
-    assert look_up(ids, table).equal(table[ids])
-    first, second = look_up(ids, table[: size // 2]), look_up(ids, table[size // 2 :], size // 2)
+    assert embedding(ids, table).equal(table[ids])
+    first, second = embedding(ids, table[: size // 2]), embedding(ids, table[size // 2 :], size // 2)
     assert (first + second).equal(table[ids])
     assert first[ids >= size // 2].count_nonzero() == second[ids < size // 2].count_nonzero() == 0
 
@@ -124,7 +125,7 @@ def check_sums(
 def check_gate(rows: int, size: int, dtype: torch.dtype, device: str) -> None:
     x = strided(rows, 2 * size, dtype=dtype, device=device)
     poison(device)
-    close(gate.silu_mul(x), F.silu(x[:, :size].float()) * x[:, size:].float(), dtype)
+    close(silu_mul(x), F.silu(x[:, :size].float()) * x[:, size:].float(), dtype)
 
 
 def check_rotary(
@@ -159,8 +160,8 @@ def check_rotary(
     assert cache.isfinite().sum() == 2 * (tokens - 1) * kv_heads * head_dim, "nothing else is written"
 
 
-def check_vector(
-    outputs: int, size: int, gated: bool, normed: bool, bias: bool, setting: gemv.Vector, dtype: torch.dtype,
+def check_gemv(
+    outputs: int, size: int, gated: bool, normed: bool, bias: bool, config: GemvConfig, dtype: torch.dtype,
     device: str,
 ) -> None:  # fmt: skip
     x = random(1, size, dtype=dtype, device=device, seed=1)
@@ -168,19 +169,19 @@ def check_vector(
     b = random(outputs, dtype=dtype, device=device, seed=3) if bias else None
     norm_weight = random(size, dtype=dtype, device=device, seed=4)
     hidden = F.rms_norm(x.float(), (size,), norm_weight.float(), 1e-6) if normed else x.float()
-    expected = product(hidden, weight, b, gated)
+    expected = in_float32(hidden, weight, b, gated)
     options = {"norm": (norm_weight, 1e-6) if normed else None}
     poison(device)
-    close(gemv.vector_linear(x, weight, b, setting, gate=gated, **options), expected, dtype)
+    close(gemv(x, weight, b, config, gate=gated, **options), expected, dtype)
     if not gated:
         residual = random(1, outputs, dtype=dtype, device=device, seed=5)
         total = residual.float() + expected.to(dtype).float()
-        assert gemv.vector_linear(x, weight, b, setting, **options, residual_MN=residual) is residual
+        assert gemv(x, weight, b, config, **options, residual_MN=residual) is residual
         close(residual, total, dtype)
 
 
-def check_few(
-    rows: int, outputs: int, size: int, gated: bool, normed: bool, bias: bool, setting: few_rows.Few,
+def check_skinny_gemm(
+    rows: int, outputs: int, size: int, gated: bool, normed: bool, bias: bool, config: SkinnyConfig,
     dtype: torch.dtype, device: str,
 ) -> None:  # fmt: skip
     x = strided(rows, size, dtype=dtype, device=device, seed=1)
@@ -188,50 +189,49 @@ def check_few(
     b = random(outputs, dtype=dtype, device=device, seed=3) if bias else None
     norm_weight = random(size, dtype=dtype, device=device, seed=4)
     hidden = F.rms_norm(x.float(), (size,), norm_weight.float(), 1e-6).to(dtype) if normed else x
-    expected = product(hidden.float(), weight, b, gated)
+    expected = in_float32(hidden, weight, b, gated)
     options = {"gate": gated, "norm": (norm_weight, 1e-6) if normed else None}
     poison(device)
-    close(few_rows.few_linear(x, weight, b, setting, **options), expected, dtype)
+    close(skinny_gemm(x, weight, b, config, **options), expected, dtype)
     if not (gated or normed or bias):
-        parts = few_rows.few_linear(x, weight, None, replace(setting, splits=3))
+        parts = skinny_gemm(x, weight, None, replace(config, splits=3))
         assert (parts.shape[0], parts.dtype) == (3, torch.float32)
         close(parts.sum(0), expected, dtype)
     if not gated:
         residual = random(rows, outputs, dtype=dtype, device=device, seed=5)
         total = residual.float() + expected.to(dtype).float()
-        assert few_rows.few_linear(x, weight, b, setting, **options, residual_MN=residual) is residual
+        assert skinny_gemm(x, weight, b, config, **options, residual_MN=residual) is residual
         close(residual, total, dtype)
 
 
-def check_tile(
-    rows: int, outputs: int, size: int, gated: bool, bias: bool, setting: Tiling,
-    dtype: torch.dtype, device: str,
+def check_gemm(
+    rows: int, outputs: int, size: int, gated: bool, bias: bool, config: TiledConfig | TmaConfig, dtype: torch.dtype,
+    device: str,
 ) -> None:  # fmt: skip
     """Behind the rows of x is memory with NaN in it."""
-    behind = torch.full((rows + setting.tokens, size + 16), torch.nan, dtype=dtype, device=device)
+    behind = torch.full((rows + config.tokens, size + 16), torch.nan, dtype=dtype, device=device)
     x = behind[:rows, :size].copy_(random(rows, size, dtype=dtype, device=device, seed=1))
     weight = strided(outputs, size, dtype=dtype, device=device, seed=2) / size**0.5
     b = random(outputs, dtype=dtype, device=device, seed=3) if bias else None
     poison(device)
-    product_of = tiled.tile_linear if isinstance(setting, tiled.Tile) else many_rows.many_linear
-    y = product_of(x, weight, b, setting, gate=gated)
-    if setting.splits > 1:
-        assert 1 < y.shape[0] <= setting.splits
+    gemm = tiled_gemm if isinstance(config, TiledConfig) else tma_gemm
+    y = gemm(x, weight, b, config, gate=gated)
+    if config.splits > 1:
+        assert 1 < y.shape[0] <= config.splits
         assert y.dtype == torch.float32
         y = y.sum(0)
-    close(y, product(x.float(), weight, b, gated), dtype)
+    close(y, in_float32(x, weight, b, gated), dtype)
 
 
-def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool) -> torch.Tensor:
-    y = F.linear(x, weight.float(), None if bias is None else bias.float())
-    return F.silu(y.chunk(2, -1)[0]) * y.chunk(2, -1)[1] if gated else y
+def in_float32(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, gated: bool) -> torch.Tensor:
+    return linear(x.float(), weight.float(), None if bias is None else bias.float(), gate=gated)
 
 
 def check_experts(
     tokens: int, size: int, inner: int, num_experts: int, num_chosen: int, renormalize: bool,
-    setting: experts.GroupedTile | None, dtype: torch.dtype, device: str,
+    config: experts.GroupedConfig | None, dtype: torch.dtype, device: str,
 ) -> None:  # fmt: skip
-    """Routing, sorting and products; some experts get many tokens and some none."""
+    """Routing, sorting and GEMMs; some experts get many tokens and some none."""
     generator = torch.Generator().manual_seed(tokens)
     x = strided(tokens, size, dtype=dtype, device=device, seed=1)
     # No two logits of a token are alike, so that there is one right choice.
@@ -248,9 +248,9 @@ def check_experts(
     assert torch.equal(counts, torch.bincount(chosen.flatten(), minlength=num_experts).int())
     assert torch.equal(experts.sort(found_chosen, counts), chosen.flatten().argsort(stable=True).int())
     poison(device)
-    out = experts.mix_experts(x, logits, gate_up, down, num_chosen, renormalize=renormalize, setting=setting)
+    out = experts.mix_experts(x, logits, gate_up, down, num_chosen, renormalize=renormalize, config=config)
     assert (out.shape, out.dtype) == ((num_chosen, tokens, size), dtype)
-    expected = mix_experts(x.float(), weights, chosen, gate_up.float(), down.float())
+    expected = mix_chosen(x.float(), weights, chosen, gate_up.float(), down.float())
     close(out.float().sum(0), expected, dtype)
     residual, ones = random(tokens, size, dtype=dtype, device=device, seed=4), x.new_ones(size)
     _, total = norm.add_rms_norm(out, residual.clone(), ones, 1e-6)
@@ -258,7 +258,7 @@ def check_experts(
 
 
 def check_draw(rows: int, size: int, dtype: torch.dtype, device: str, ties: bool = False) -> None:
-    """The drawn candidate has the twin's highest score, up to rounding, and most often it is the same one."""
+    """The drawn candidate has plain PyTorch's highest score, up to rounding, and most often it is the same one."""
     logits = strided(rows, size, dtype=dtype, device=device) * 3
     if ties:
         logits = logits.round()
@@ -310,7 +310,7 @@ def check_draw_by_ranks(rows: int, size: int, ranks: int, dtype: torch.dtype, de
 
 
 def check_filters(rows: int, size: int, dtype: torch.dtype, device: str, ties: bool = False) -> None:
-    """The kept candidates are the twin's, computed in double precision, but for calls closer than 1e-6."""
+    """The kept candidates are plain PyTorch's, computed in double precision, but for calls closer than 1e-6."""
     generator = torch.Generator().manual_seed(size)
 
     def choice(values: list[float], dtype: torch.dtype) -> torch.Tensor:
@@ -354,10 +354,10 @@ def check_adjust(rows: int, size: int, dtype: torch.dtype, device: str, biased: 
     which = torch.arange(rows) % 3 > 0
     bias[places[~which]] = torch.nan
     tables = bias if biased else None, penalties, counts if penalized else None
-    expected = adjust(logits.cpu(), places, which, *tables)
+    expected = PLAIN.adjust_logits(logits.cpu(), places, which, *tables)
     poison(device)
     on_device = [None if table is None else table.to(device) for table in tables]
-    scores = kernels_logits.adjust(logits, places.to(device), which.to(device), *on_device)
+    scores = adjust_logits(logits, places.to(device), which.to(device), *on_device)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores.cpu(), expected, rtol=1e-6, atol=1e-6)
     if not penalized and not biased:
@@ -366,38 +366,37 @@ def check_adjust(rows: int, size: int, dtype: torch.dtype, device: str, biased: 
     assert torch.equal(scores.cpu()[neutral], logits.float().cpu()[neutral])
 
 
-def check_gather_rows(num_tokens: int, num_seqs: int, width: int, block_size: int, device: str) -> None:
-    """All that the contexts need of the block tables, and everything else, is what the twin gives."""
+def check_gather_step_inputs(num_tokens: int, num_seqs: int, width: int, block_size: int, device: str) -> None:
+    """All that the contexts need of the block tables, and everything else, is what plain PyTorch gives."""
     generator = torch.Generator().manual_seed(num_tokens)
-    num_rows = num_seqs + 2
+    num_slots = num_seqs + 2
 
     def integers(low: int, high: int, *shape: int) -> torch.Tensor:
         return torch.randint(low, high, shape, generator=generator)
 
-    tables, last_token = integers(0, 10**6, num_rows, width).int(), integers(0, 10**5, num_rows)
-    rows = SlotState(tables, last_token, torch.rand(num_rows, generator=generator), integers(-(2**62), 2**62, num_rows))
     context_lens = integers(1, width * block_size + 1, num_seqs).int()
-    token_ids, nothing = integers(-num_rows, 1000, num_tokens), torch.empty(0)
-    step = StepInput(
-        token_ids, nothing, nothing, torch.randperm(num_rows, generator=generator)[:num_seqs], nothing, nothing,
-        context_lens,
+    held = (
+        integers(-num_slots, 1000, num_tokens), integers(0, 10**5, num_slots),
+        torch.randperm(num_slots, generator=generator)[:num_seqs], context_lens,
+        integers(0, 10**6, num_slots, width).int(), torch.rand(num_slots, generator=generator),
+        integers(-(2**62), 2**62, num_slots),
     )  # fmt: skip
-    expected_tables = torch.empty(num_seqs, width, dtype=torch.int32)
-    expected = gather_step_inputs(rows, step, block_size, expected_tables)
+    expected_tables, expected_turn = torch.empty(num_seqs, width, dtype=torch.int32), torch.tensor([6]).int()
+    expected = PLAIN.gather_step_inputs(*held, block_size, expected_tables, expected_turn)
     found_tables = torch.full((num_seqs, width), -1, dtype=torch.int32, device=device)
-    found = kernels_rows.gather_step_inputs(
-        *(x.to(device) for x in (token_ids, last_token, step.rows_S, context_lens, tables)),
-        rows.temperature_R.to(device), rows.seed_R.to(device), block_size, found_tables, None,
-    )  # fmt: skip
+    turn = torch.tensor([6], dtype=torch.int32, device=device)
+    found = step_inputs.gather_step_inputs(*(x.to(device) for x in held), block_size, found_tables, turn)
+    assert turn.item() == expected_turn.item() == 7
     for mine, theirs in zip(found, expected, strict=True):
         assert torch.equal(mine.cpu(), theirs)
     needed = torch.arange(width) < (-(-context_lens // block_size)).unsqueeze(-1)
     assert torch.equal(found_tables.cpu(), expected_tables.where(needed, -1))
 
 
-def check_mailbox(num_tokens: int, num_seqs: int, device: str) -> None:
+def check_pinned_io(num_tokens: int, num_seqs: int, device: str) -> None:
     """Steps in a row, each by the kernels: what the host wrote arrives, and what was drawn comes back."""
-    pinned_io = PinnedIO(num_tokens, num_seqs, torch.device(device))
+    ops = replace(PLAIN, receive=step_inputs.receive)
+    pinned_io = PinnedIO(num_tokens, num_seqs, torch.device(device), ops)
     integers, reals = torch.zeros(num_seqs, dtype=torch.int64, device=device), torch.zeros(num_seqs, device=device)
     tables = torch.zeros(num_seqs, 1, dtype=torch.int32, device=device)
     posted = []
@@ -406,9 +405,9 @@ def check_mailbox(num_tokens: int, num_seqs: int, device: str) -> None:
         T = num_tokens - turn % 2
         host, buffer = pinned_io.open(T, num_seqs), StepBuffer(T, num_seqs, torch.device(device))
         host.memory.random_(256, generator=generator)
-        kernels_rows.receive(pinned_io.inbox, pinned_io.turn_1, buffer.memory)
+        pinned_io.receive(buffer)
         assert torch.equal(buffer.memory.cpu(), host.memory)
-        kernels_rows.gather_step_inputs(
+        step_inputs.gather_step_inputs(
             integers, integers, integers, integers.int(), tables, reals, integers, 16, tables.clone(), pinned_io.turn_1
         )
         logits = torch.randn(num_seqs, 300, generator=generator).to(device)

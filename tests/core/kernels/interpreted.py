@@ -12,22 +12,19 @@ import pytest
 import torch
 
 from nanoflow.core.kernels import allreduce_rmsnorm as ranks
-from nanoflow.core.kernels.experts import GroupedTile
-from nanoflow.core.kernels.gemm.gemv import Vector
-from nanoflow.core.kernels.gemm.skinny import Few
-from nanoflow.core.kernels.gemm.tiled import Tile
-from nanoflow.core.kernels.gemm.tiling import Tiling
+from nanoflow.core.kernels.experts import GroupedConfig
+from nanoflow.core.kernels.gemm.settings import GemvConfig, SkinnyConfig, TiledConfig, TmaConfig
 from tests.core.kernels import checks
 
 DTYPES = [torch.float32, torch.bfloat16]
-TILE = Tile(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
-MANY = Tiling(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
+TILED = TiledConfig(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
+TMA = TmaConfig(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("tokens", "width"), [(1, 64), (5, 70), (3, 5000)])
-def test_look_up(tokens: int, width: int, dtype: torch.dtype) -> None:
-    checks.check_look_up(tokens, 12, width, dtype, "cpu")
+def test_embedding(tokens: int, width: int, dtype: torch.dtype) -> None:
+    checks.check_embedding(tokens, 12, width, dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -113,17 +110,17 @@ def test_rotary(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("gated", "normed", "bias"), [(False, False, True), (True, True, False), (True, True, True)])
 @pytest.mark.parametrize(("outputs", "size"), [(22, 80), (6, 64)])
-def test_vector(outputs: int, size: int, gated: bool, normed: bool, bias: bool, dtype: torch.dtype) -> None:
-    checks.check_vector(outputs, size, gated, normed, bias, Vector(4, 64, 4), dtype, "cpu")
+def test_gemv(outputs: int, size: int, gated: bool, normed: bool, bias: bool, dtype: torch.dtype) -> None:
+    checks.check_gemv(outputs, size, gated, normed, bias, GemvConfig(4, 64, 4), dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter can't multiply bfloat16 matrices
 @pytest.mark.parametrize(("gated", "normed", "bias"), [(False, True, True), (True, True, False), (False, False, False)])
 @pytest.mark.parametrize(("rows", "outputs", "size"), [(2, 44, 80), (8, 24, 256), (5, 16, 144)])
-def test_few_rows(
+def test_skinny_gemm(
     rows: int, outputs: int, size: int, gated: bool, normed: bool, bias: bool, dtype: torch.dtype
 ) -> None:
-    checks.check_few(rows, outputs, size, gated, normed, bias, Few(16, 4), dtype, "cpu")
+    checks.check_skinny_gemm(rows, outputs, size, gated, normed, bias, SkinnyConfig(16, 4), dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter can't multiply bfloat16 matrices
@@ -137,9 +134,9 @@ def test_few_rows(
         (2, 20, 112, 3, False, False),
     ],
 )
-def test_tile(rows: int, outputs: int, size: int, splits: int, gated: bool, bias: bool, dtype: torch.dtype) -> None:
-    for setting in (replace(TILE, splits=splits), replace(MANY, splits=splits)):
-        checks.check_tile(rows, outputs, size, gated, bias, setting, dtype, "cpu")
+def test_gemm(rows: int, outputs: int, size: int, splits: int, gated: bool, bias: bool, dtype: torch.dtype) -> None:
+    for config in (replace(TILED, splits=splits), replace(TMA, splits=splits)):
+        checks.check_gemm(rows, outputs, size, gated, bias, config, dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -150,8 +147,8 @@ def test_tile(rows: int, outputs: int, size: int, splits: int, gated: bool, bias
 def test_experts(
     tokens: int, size: int, inner: int, num_experts: int, num_chosen: int, renormalize: bool, dtype: torch.dtype
 ) -> None:
-    setting = GroupedTile(rows=16, outputs=16, columns=16, num_warps=4, num_stages=2)
-    checks.check_experts(tokens, size, inner, num_experts, num_chosen, renormalize, setting, dtype, "cpu")
+    config = GroupedConfig(rows=16, outputs=16, columns=16, num_warps=4, num_stages=2)
+    checks.check_experts(tokens, size, inner, num_experts, num_chosen, renormalize, config, dtype, "cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -173,8 +170,8 @@ def test_filters(ties: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("num_tokens", "num_seqs", "width"), [(3, 3, 5), (300, 4, 1500)])
-def test_gather_rows(num_tokens: int, num_seqs: int, width: int) -> None:
-    checks.check_gather_rows(num_tokens, num_seqs, width, 16, "cpu")
+def test_gather_step_inputs(num_tokens: int, num_seqs: int, width: int) -> None:
+    checks.check_gather_step_inputs(num_tokens, num_seqs, width, 16, "cpu")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -183,5 +180,5 @@ def test_adjust(biased: bool, penalized: bool, dtype: torch.dtype) -> None:
     checks.check_adjust(13, 2500, dtype, "cpu", biased, penalized)
 
 
-def test_mailbox() -> None:
-    checks.check_mailbox(700, 5, "cpu")
+def test_pinned_io() -> None:
+    checks.check_pinned_io(700, 5, "cpu")

@@ -14,8 +14,8 @@ from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.contracts.model import ModelContext
 from nanoflow.core.data.parallel import ParallelContext
 from nanoflow.core.layers import Experts, RMSNorm
-from nanoflow.core.layers.experts import route
 from nanoflow.core.loading.safetensors import load_weights
+from nanoflow.core.ops.experts import route
 from nanoflow.testing.ranks import on_ranks
 from tests.core.sentences import raises_sentence
 

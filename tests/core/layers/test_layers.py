@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from nanoflow.core.contracts.attention import AttentionBackend
 from nanoflow.core.contracts.model import ModelContext
 from nanoflow.core.layers import GatedLinear, Linear, RMSNorm, Rotation, attend
-from nanoflow.core.sampling.sampler import Filters, gumbel_noise, keep_likely, keep_top, sample
+from nanoflow.core.ops import Ops
+from nanoflow.core.ops.sampling import Filters, gumbel_noise, keep_likely, keep_top, sample
 
 CONTEXT = ModelContext({}, torch.float32, torch.device("cpu"), 32)
 SIZE, HEAD_DIM, BLOCK_SIZE = 24, 8, 4
@@ -39,7 +40,7 @@ class Cache(AttentionBackend):
         return query_TNH
 
 
-def test_norm_adds_summands() -> None:
+def test_norm_adds_partials() -> None:
     norm = filled(RMSNorm(CONTEXT, SIZE, 1e-6))
     parts, residual = torch.randn(3, 5, SIZE), torch.randn(5, SIZE)
     out, total = norm.add(parts, residual.clone())
@@ -62,7 +63,7 @@ def test_a_layer_behind_a_norm() -> None:
         (linear, hidden @ linear.weight.T),
         (gated, F.silu(hidden @ gated.weight[:6].T) * (hidden @ gated.weight[6:].T)),
     ):
-        y, total = layer.normed(norm, x, residual)
+        y, total = layer.norm_linear(norm, x, residual)
         torch.testing.assert_close(y, expected)
         torch.testing.assert_close(total, x + residual)
         torch.testing.assert_close(layer.partials(hidden), expected)
@@ -73,7 +74,7 @@ def test_queries_come_back_and_keys_and_values_are_stored() -> None:
     angles = torch.outer(torch.arange(9.0), torch.rand(HEAD_DIM // 2))
     cos, sin = angles.cos().repeat(1, 2), torch.cat((-angles.sin(), angles.sin()), -1)
     cache, qkv = Cache(), torch.randn(3, 7 * HEAD_DIM)
-    query = attend(qkv, None, None, Rotation(cos, sin, torch.tensor([0, 3, 8])), cache, 0)
+    query = attend(Ops(), qkv, None, None, Rotation(cos, sin, torch.tensor([0, 3, 8])), cache, 0)
     heads = qkv.view(3, 7, HEAD_DIM)
     keys, values = (tensor.flatten(0, 1)[cache.slot_mapping_T] for tensor in cache.tensors)
     assert torch.equal(values, heads[:, 5:])

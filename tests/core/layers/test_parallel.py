@@ -102,7 +102,7 @@ def test_a_norm_adds_up_ranks(in_norm: bool, tmp_path: Path) -> None:
         own = x.chunk(2, -1)[parallel.rank]
         assert isinstance(layer.partials(own), RankPartials) == in_norm
         normed, total = norm.add(layer.partials(own), residual)
-        y, same_total = last.normed(norm, layer.partials(own), residual)
+        y, same_total = last.norm_linear(norm, layer.partials(own), residual)
         assert torch.equal(same_total, total)
         return [normed, total, y]
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nanoflow import LLM, SamplingParams
 from nanoflow.core.data.sequence import Sequence
+from nanoflow.core.ops import Ops
 from nanoflow.core.sampling.batch_sampler import BatchSampler
 from nanoflow.core.sampling.logits import RowLogits
 from tests.core.checkpoints import Oracle
@@ -38,7 +39,7 @@ def sequence_of(prompt: list[int], output: list[int], bad_words: Any = (), **par
 def changed(logits_SV: torch.Tensor, sequences: list[Sequence], num_unknown: int = 0) -> torch.Tensor:
     """What becomes of the logits. The last `num_unknown` tokens reach the rows as drawn ones, as when steps overlap."""
     rows = np.arange(len(sequences))[::-1].copy()
-    state = RowLogits(len(rows), logits_SV.shape[1], CPU)
+    state = RowLogits(len(rows), logits_SV.shape[1], CPU, Ops())
     drawn = [sequence.token_ids[len(sequence.token_ids) - num_unknown :] for sequence in sequences]
     for sequence, row, late in zip(sequences, rows.tolist(), drawn, strict=True):
         del sequence.token_ids[len(sequence.token_ids) - len(late) :]
@@ -151,7 +152,7 @@ def test_a_row_is_changed_the_same_in_any_batch(data: st.DataObject, seed: int) 
 
 
 def test_a_reused_row_forgets() -> None:
-    state = RowLogits(1, VOCAB, CPU)
+    state = RowLogits(1, VOCAB, CPU, Ops())
     logits, row = random_logits(0), np.zeros(1, np.int64)
     first = sequence_of([1], [2, 3], [[4], [3, 5]], presence_penalty=1.0, allowed_token_ids=[3, 5], min_tokens=50)
     for sequence in (first, sequence_of([6], [7], [[8]], frequency_penalty=1.0), sequence_of([6], [7])):
@@ -164,7 +165,7 @@ def test_a_reused_row_forgets() -> None:
 
 
 def test_nothing_is_allocated_for_requests_that_use_none_of_it() -> None:
-    state = RowLogits(4, VOCAB, CPU)
+    state = RowLogits(4, VOCAB, CPU, Ops())
     state.assign(0, sequence_of([1], [2], min_tokens=3, stop_token_ids=[1]))
     assert state.bias_RV is None
     assert state.counts_RV is None
@@ -187,7 +188,7 @@ def test_draws_follow_the_changed_distribution(params: dict[str, Any], bad_words
     count = 8_000
     logits = random_logits(3) / 2
     sequences = [sequence_of([1, 2], [3, 2, 2, 3], bad_words, **params) for _ in range(count)]
-    sampler, rows = BatchSampler(count, VOCAB, CPU), np.arange(count)
+    sampler, rows = BatchSampler(count, VOCAB, CPU, Ops()), np.arange(count)
     for row, sequence in enumerate(sequences):
         sequence.seed = row
         sampler.assign(row, sequence)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from nanoflow import LLM, SamplingParams
 from nanoflow.core.data.parallel import ParallelContext
-from nanoflow.core.sampling.sampler import Sampler, SamplingInput, gumbel_noise, keep_likely, keep_top, sample
+from nanoflow.core.ops import Ops
+from nanoflow.core.ops.sampling import gumbel_noise, keep_likely, keep_top, sample
+from nanoflow.core.sampling.sampler import Sampler, SamplingInput
 from nanoflow.testing.ranks import on_ranks
 from tests.core.checkpoints import Oracle
 from tests.core.running import greedy, is_mixed, recorded, tokens
@@ -97,7 +99,7 @@ def test_draws_follow_the_distribution(options: dict[str, float], varied: str) -
     logits = random_scores(3, 1, 24, 1.5)
     params = {"temperature": 1.0, "top_k": 10**6, "top_p": 1.0, "min_p": 0.0} | options
     rows = {"seed": {"seed": np.arange(count)}, "position": {"seed": 77, "position": np.arange(count)}}[varied]
-    drawn = Sampler()(logits.repeat(count, 1), inputs(count, **params, **rows))
+    drawn = Sampler(Ops())(logits.repeat(count, 1), inputs(count, **params, **rows))
     scores = keep_top(
         logits / params["temperature"], torch.tensor([[int(params["top_k"])]]), torch.tensor([[params["top_p"]]])
     )
@@ -132,11 +134,13 @@ def test_all_bits_of_a_seed_count() -> None:
 
 def test_a_row_draws_the_same_in_any_batch() -> None:
     logits = random_scores(0, 64, 300, 1.0)
-    whole = Sampler()(logits.clone(), inputs(64, top_k=50, top_p=0.9))
+    whole = Sampler(Ops())(logits.clone(), inputs(64, top_k=50, top_p=0.9))
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-    shuffled = Sampler()(logits[order], inputs(64, top_k=50, top_p=0.9, seed=order.numpy()))
+    shuffled = Sampler(Ops())(logits[order], inputs(64, top_k=50, top_p=0.9, seed=order.numpy()))
     assert torch.equal(whole[order], shuffled)
-    alone = [Sampler()(logits[i : i + 1].clone(), inputs(1, top_k=50, top_p=0.9, seed=i)).item() for i in range(64)]
+    alone = [
+        Sampler(Ops())(logits[i : i + 1].clone(), inputs(1, top_k=50, top_p=0.9, seed=i)).item() for i in range(64)
+    ]
     assert alone == whole.tolist()
 
 
@@ -147,9 +151,11 @@ def test_rows_keep_their_own_parameters() -> None:
         "temperature": np.array([0, 1, 0.5, 0, 2, 1]), "top_k": np.array([9, 1, 10**6, 3, 4, 10**6]),
         "top_p": np.array([1, 1, 0.3, 0.2, 1, 1]), "min_p": np.array([0, 0, 0, 0.9, 0.2, 0]),
     }  # fmt: skip
-    together = Sampler()(logits.clone(), inputs(6, **columns))
+    together = Sampler(Ops())(logits.clone(), inputs(6, **columns))
     for row in range(6):
-        alone = Sampler()(logits[row : row + 1].clone(), inputs(1, seed=row, **{k: v[row] for k, v in columns.items()}))
+        alone = Sampler(Ops())(
+            logits[row : row + 1].clone(), inputs(1, seed=row, **{k: v[row] for k, v in columns.items()})
+        )
         assert alone.item() == together[row].item()
     best = logits.argmax(-1)
     assert together[[0, 1, 3]].tolist() == best[[0, 1, 3]].tolist()
@@ -158,7 +164,7 @@ def test_rows_keep_their_own_parameters() -> None:
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-3}, {"min_p": 1.0}, {"temperature": 1e-4}])
 def test_limits_are_greedy(options: dict[str, float]) -> None:
     logits = random_scores(0, 64, 300, 3.0)
-    assert torch.equal(Sampler()(logits.clone(), inputs(64, **options)), logits.argmax(-1))
+    assert torch.equal(Sampler(Ops())(logits.clone(), inputs(64, **options)), logits.argmax(-1))
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from nanoflow.core.config.engine_config import Config, EngineConfig, PluginChoic
 from nanoflow.core.data.parallel import ParallelContext
 from nanoflow.core.distributed.rank_group import RankGroup
 from nanoflow.core.execution import build_runner, plan
+from nanoflow.core.kernels.gemm.settings import TmaConfig
 from nanoflow.core.kernels.gemm.silu_mul import silu_mul
-from nanoflow.core.kernels.gemm.tiling import Tiling
-from nanoflow.core.kernels.gemm.tma import many_linear
+from nanoflow.core.kernels.gemm.tma import tma_gemm
 from nanoflow.core.kernels.norm import add_rms_norm
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.warmup.fake_cuda import GPU, Kernel, fake_cuda
@@ -30,8 +30,8 @@ from nanoflow.plugins.attention.flash import versions as flash_versions
 DEVICE = torch.device("cuda", 0)
 H100 = GPU(DEVICE, (9, 0), {"name": "H100", "multi_processor_count": 132, "shared_memory_per_block_optin": 227 * 1024})
 EVERY_START = {
-    "_receive", "_gather_step_inputs", "share_kernel", "_look_up", "decode_kernel", "_vector", "_tile", "_add_rms_norm",
-    "_norm_rotate_store", "_best_of_chunk", "_best_of_row", "_thresholds", "_adjust",
+    "_receive", "_gather_step_inputs", "share_kernel", "_embedding", "decode_kernel", "_gemv", "_tiled_gemm",
+    "_add_rms_norm", "_norm_rotate_store", "_best_of_chunk", "_best_of_row", "_thresholds", "_adjust",
 }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def launch(dtype: torch.dtype, offset: int = 0) -> None:
 def launch_with_descriptions(dtype: torch.dtype) -> None:
     """A kernel that takes tensors described for the GPU, instead of pointers."""
     x, weight = (torch.empty(rows, 128, dtype=dtype, device=DEVICE) for rows in (70, 64))
-    many_linear(x, weight, None, Tiling(64, rows=32, columns=64, splits=1, num_warps=4, num_stages=2))
+    tma_gemm(x, weight, None, TmaConfig(64, rows=32, columns=64, splits=1, num_warps=4, num_stages=2))
 
 
 def test_types_and_alignments_make_kernels() -> None:
@@ -147,7 +147,7 @@ def test_a_launch_finds_what_other_processes_compiled(cache: list[tuple[str, boo
         for dtype in (torch.float16, torch.bfloat16):
             launch(dtype)
             launch_with_descriptions(dtype)
-    assert cache == [(name, hit) for hit in (True, False) for name in ("_silu_mul", "_add_rms_norm", "_many")]
+    assert cache == [(name, hit) for hit in (True, False) for name in ("_silu_mul", "_add_rms_norm", "_tma_gemm")]
 
 
 def test_a_kernel_that_fails_keeps_none_from_being_compiled(cache: list[tuple[str, bool]]) -> None:

@@ -1,49 +1,18 @@
-"""Matrix-vector products: one row, without tensor cores, as fast as the weights can be read."""
+"""GEMV (matrix-vector product): one row of x, without tensor cores, as fast as the weights can be read."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from nanoflow.core.kernels.gemm.tiling import HEAD, finished
+from nanoflow.core.kernels.gemm.settings import GemvConfig
+from nanoflow.core.kernels.gemm.tiling import finished
 from nanoflow.core.kernels.pdl import pdl_launch, pdl_options, pdl_wait
 
 
-@dataclass(frozen=True)
-class Vector:
-    """How to run the single-row kernel: `rows` of W a program, `columns` of them at a time."""
-
-    rows: int
-    columns: int
-    num_warps: int
-
-
-def vector_setting(num_outputs: int, size: int, *, gate: bool, normed: bool) -> Vector:
-    """What was fastest on an H100 at the shapes of Qwen3 0.6B to 14B, and of 8B and 32B split over up to 4 ranks."""
-    if normed:
-        if gate:
-            return Vector(rows=2, columns=512, num_warps=1) if size <= 2048 else Vector(1, columns=1024, num_warps=4)
-        return Vector(rows=4, columns=512, num_warps=1) if size <= 1024 else Vector(2, columns=1024, num_warps=4)
-    if num_outputs <= 1024:
-        if size == 2048:
-            return Vector(rows=2, columns=2048, num_warps=4)
-        return Vector(rows=2, columns=min(4096, triton.next_power_of_2(size)), num_warps=4)
-    if size <= 1024:
-        if num_outputs >= HEAD:
-            return Vector(rows=2, columns=min(1024, triton.next_power_of_2(size)), num_warps=4)
-        return Vector(rows=4, columns=512, num_warps=4)
-    if size % 4096 == 0 and not gate:
-        if num_outputs <= 2048:
-            return Vector(rows=1, columns=2048, num_warps=4)
-        return Vector(rows=2, columns=4096, num_warps=4)
-    return Vector(rows=2, columns=1024, num_warps=4)
-
-
-def vector_linear(
-    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, setting: Vector, *, gate: bool = False,
+def gemv(
+    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, config: GemvConfig, *, gate: bool = False,
     norm: tuple[torch.Tensor, float] | None = None, residual_MN: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """W norm(x) + b for one row, added to `residual_MN` if there is one, which is overwritten and returned.
@@ -52,7 +21,7 @@ def vector_linear(
         x_MK: M = 1; contiguous, as the residual.
         weight_NK: its last dim is contiguous.
         bias_N: None for 0.
-        setting: see there.
+        config: see there.
         gate: whether the result is silu(y[: N / 2]) * y[N / 2 :]; not with a residual.
         norm: weight and epsilon of the RMS norm, None for none.
         residual_MN: None for none.
@@ -63,16 +32,16 @@ def vector_linear(
     if y is None:
         y = torch.empty((1, num_outputs), dtype=x_MK.dtype, device=x_MK.device)
     norm_weight, eps = norm if norm is not None else (None, 0.0)
-    _vector[(triton.cdiv(num_outputs, setting.rows),)](
+    _gemv[(triton.cdiv(num_outputs, config.rows),)](
         x_MK, norm_weight, weight_NK, bias_N, y, num_outputs, size, eps, weight_NK.stride(0),
         NORM=norm is not None, ADD=residual_MN is not None, GATE=gate, BIAS=bias_N is not None,
-        ROWS=setting.rows, COLUMNS=setting.columns, num_warps=setting.num_warps, **pdl_options(x_MK),
+        ROWS=config.rows, COLUMNS=config.columns, num_warps=config.num_warps, **pdl_options(x_MK),
     )  # fmt: skip
     return y
 
 
 @triton.jit
-def _vector(
+def _gemv(
     x_ptr, norm_ptr, weight_ptr, bias_ptr, y_ptr, num_outputs, size, eps, stride,
     NORM: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, PDL: tl.constexpr,

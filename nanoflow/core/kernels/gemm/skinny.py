@@ -1,64 +1,31 @@
-"""Matrix products of 2 to 8 rows in one go: a program has all columns of its rows of W, and no loop.
+"""Skinny GEMM, 2 to 8 rows of x: a program has all columns of its rows of W, and no loop.
 
-Where a product takes a few microseconds, the time goes into waiting for its first loads. So a program brings its part
+Where a GEMM takes a few microseconds, the time goes into waiting for its first loads. So a program brings its part
 of W, tens of kilobytes, into shared memory before the kernel before has ended, and has then to wait for the rows of x
 alone. Warps share the columns and add up in the end. The operands are exchanged, for tensor cores want 16 rows of the
 first, but only 8 of the second.
 
-A product can take in the norm before it, which every program works out anew, or the residual's addition behind it. Or
+A GEMM can take in the norm before it, which every program works out anew, or the residual's addition behind it. Or
 several programs share the columns of a row of W, and leave a partial sum each.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 
+from nanoflow.core.kernels.gemm.settings import SkinnyConfig
 from nanoflow.core.kernels.gemm.tiling import finished
 from nanoflow.core.kernels.pdl import pdl_launch, pdl_options, pdl_wait
 
-MOST_ROWS = 8
+MOST_ROWS = 8  # of x
 
 
-@dataclass(frozen=True)
-class Few:
-    """How to run the kernel: `rows` of W a program, 16 or more, whose columns `num_warps` warps share.
-
-    With `splits`, so many programs share the columns first.
-    """
-
-    rows: int
-    num_warps: int
-    splits: int = 1
-
-
-def few_setting(
-    num_rows: int, num_outputs: int, size: int, *, gate: bool = False, add: bool = False, may_split: bool = False
-) -> Few | None:
-    """What was fastest on an H100 at the shapes of Qwen3 0.6B, inside a whole step; None where other kernels are."""
-    if not 2 <= num_rows <= MOST_ROWS or size % 16:
-        return None
-    if may_split:
-        if size != 3072 or num_outputs > 1024:
-            return None
-        return Few(rows=32, num_warps=2 if num_rows <= 4 else 4, splits=6)
-    if not 256 <= size <= 2048 or num_outputs >= 2**16:
-        return None
-    if add:
-        return Few(rows=32 if num_rows <= 4 else 16, num_warps=8) if num_rows > 2 else None
-    if size > 1024:
-        return None
-    if gate:
-        return Few(rows=16, num_warps=1 if 3 <= num_rows <= 4 else 4)
-    return Few(rows=32, num_warps=4)
-
-
-def few_linear(
-    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, setting: Few, *, gate: bool = False,
-    norm: tuple[torch.Tensor, float] | None = None, residual_MN: torch.Tensor | None = None,
+def skinny_gemm(
+    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, config: SkinnyConfig, *,
+    gate: bool = False, norm: tuple[torch.Tensor, float] | None = None,
+    residual_MN: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """W norm(x) + b for at most 8 rows, added to `residual_MN` if there is one, which is overwritten and returned.
 
@@ -68,7 +35,7 @@ def few_linear(
         x_MK: its last dim is contiguous. With a norm, x times its weight has to fit x's dtype.
         weight_NK: 16-bit; its last dim is contiguous.
         bias_N: None for 0.
-        setting: see there.
+        config: see there.
         gate: whether the result is silu(y[:, : N / 2]) * y[:, N / 2 :]; not with a residual.
         norm: weight and epsilon of the RMS norm, None for none.
         residual_MN: any row stride.
@@ -76,26 +43,26 @@ def few_linear(
     num_rows, size = x_MK.shape
     num_outputs = weight_NK.shape[0] // 2 if gate else weight_NK.shape[0]
     y = residual_MN
-    if setting.splits > 1:
+    if config.splits > 1:
         assert norm is residual_MN is bias_N is None
         assert not gate
-        y = torch.empty((setting.splits, num_rows, num_outputs), dtype=torch.float32, device=x_MK.device)
+        y = torch.empty((config.splits, num_rows, num_outputs), dtype=torch.float32, device=x_MK.device)
     elif y is None:
         y = torch.empty((num_rows, num_outputs), dtype=x_MK.dtype, device=x_MK.device)
     norm_weight, eps = norm if norm is not None else (None, 0.0)
-    columns = triton.next_power_of_2(triton.cdiv(size, setting.splits))
-    _few[(triton.cdiv(num_outputs, setting.rows), setting.splits)](
+    columns = triton.next_power_of_2(triton.cdiv(size, config.splits))
+    _skinny_gemm[(triton.cdiv(num_outputs, config.rows), config.splits)](
         x_MK, norm_weight, weight_NK, bias_N, y, num_rows, num_outputs, size, eps,
         x_MK.stride(0), weight_NK.stride(0), y.stride(-2),
         NORM=norm is not None, ADD=residual_MN is not None, GATE=gate, BIAS=bias_N is not None, M=MOST_ROWS,
-        ROWS=setting.rows, PARTS=setting.num_warps, COLUMNS=columns // setting.num_warps,
-        num_warps=setting.num_warps, **pdl_options(x_MK),
+        ROWS=config.rows, PARTS=config.num_warps, COLUMNS=columns // config.num_warps,
+        num_warps=config.num_warps, **pdl_options(x_MK),
     )  # fmt: skip
     return y
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _few(
+def _skinny_gemm(
     x_ptr, norm_ptr, weight_ptr, bias_ptr, y_ptr, num_rows, num_outputs, size, eps, x_stride, weight_stride, y_stride,
     NORM: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr, M: tl.constexpr,
     ROWS: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, PDL: tl.constexpr,

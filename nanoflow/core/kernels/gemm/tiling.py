@@ -1,42 +1,18 @@
-"""What Triton's matrix products have in common: how they are cut, the loop over columns, what becomes of the sums."""
+"""What Triton's GEMMs have in common: how they are cut, the loop over columns, what becomes of the sums."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
+from nanoflow.core.kernels.gemm.settings import TileConfig
 from nanoflow.core.kernels.gemm.silu_mul import gated
 from nanoflow.core.kernels.memory import empty_rows
 
-HEAD = 2**15  # outputs, or more, are taken for a share of the vocabulary
-LARGE = 2**24  # weights, or more, as the products of 8B have
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a product is cut into programs.
-
-    Attributes:
-        tokens: rows of x a program, a power of two from 16 on; from 64 on, Hopper's own matrix instructions are used.
-        rows: of W a program, at least 16.
-        columns: of both at a time.
-        splits: programs that share the columns of a row; more than one leave a partial sum each.
-        num_stages: of the pipeline of loads.
-    """
-
-    tokens: int
-    rows: int
-    columns: int
-    splits: int
-    num_warps: int
-    num_stages: int
-
 
 def cut(
-    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, tiling: Tiling, *, gate: bool
+    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, config: TileConfig, *, gate: bool
 ) -> tuple[torch.Tensor, int, tuple[int, int, int]]:
     """Where x Wᵀ + b is left, how many columns of x a program goes through, and the programs by what they differ in.
 
@@ -45,7 +21,7 @@ def cut(
     """
     num_rows, size = x_MK.shape
     num_outputs = weight_NK.shape[0] // 2 if gate else weight_NK.shape[0]
-    part = triton.cdiv(triton.cdiv(size, tiling.splits), tiling.columns) * tiling.columns
+    part = triton.cdiv(triton.cdiv(size, config.splits), config.columns) * config.columns
     splits = triton.cdiv(size, part)
     if splits == 1:
         y = empty_rows(num_rows, num_outputs, dtype=x_MK.dtype, device=x_MK.device)
@@ -53,11 +29,11 @@ def cut(
         assert not gate
         assert bias_N is None
         y = torch.empty((splits, num_rows, num_outputs), dtype=torch.float32, device=x_MK.device)
-    return y, part, (triton.cdiv(num_rows, tiling.tokens), triton.cdiv(num_outputs, tiling.rows), splits)
+    return y, part, (triton.cdiv(num_rows, config.tokens), triton.cdiv(num_outputs, config.rows), splits)
 
 
 @triton.jit
-def product(
+def gemm(
     xs, there, weights, to_up, num_columns, part,
     M: tl.constexpr, N: tl.constexpr, COLUMNS: tl.constexpr, GATE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip

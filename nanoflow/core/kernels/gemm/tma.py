@@ -1,6 +1,6 @@
-"""Matrix products of 65 to 256 rows: tiles of both operands come by the GPU's tensor memory accelerator (TMA).
+"""TMA GEMM, 65 to 256 rows of x: tiles of both operands come by the GPU's tensor memory accelerator.
 
-With so many rows a product takes as long as its tiles take to come from L2. One instruction brings a whole tile, for
+With so many rows a GEMM takes as long as its tiles take to come from L2. One instruction brings a whole tile, for
 which threads would each have to work out addresses and ask for a piece. With fewer rows they are still faster: before
 its first tile comes, the description of the tensor has to. A tile that is partly beyond its tensor takes far longer
 than a full one, so x is described with the rows that its memory has behind it, and what comes of them is dropped.
@@ -13,66 +13,30 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from nanoflow.core.kernels.gemm.tiling import HEAD, LARGE, Tiling, cut, finished
+from nanoflow.core.kernels.gemm.settings import TmaConfig
+from nanoflow.core.kernels.gemm.tiling import cut, finished
 from nanoflow.core.kernels.memory import rows_in_tiles
 from nanoflow.core.kernels.pdl import pdl_launch_then_wait, pdl_options
 
-MOST_ROWS = 256  # beyond, cuBLAS is faster
 
-
-def many_setting(num_rows: int, num_outputs: int, size: int, *, gate: bool, may_split: bool) -> Tiling | None:
-    """What was fastest on an H100 at the shapes of Qwen3 0.6B to 8B, inside a whole step; None stands for cuBLAS."""
-    if not 64 < num_rows <= MOST_ROWS or size % 64:
-        return None
-    if num_outputs * size >= LARGE:
-        return None if num_rows > 128 or may_split else _large(num_outputs, gate)
-    if may_split:
-        if num_outputs > (2048 if num_rows <= 128 else 1024):
-            return None
-        splits = 2 if num_outputs <= 1024 else 1
-        if num_rows > 128:
-            return Tiling(64, rows=64, columns=128, splits=splits, num_warps=4, num_stages=4)
-        return Tiling(64, rows=32, columns=256, splits=splits, num_warps=4, num_stages=4)
-    if gate:
-        if size > 1024:
-            return None
-        if num_rows > 128:
-            return Tiling(64, rows=32, columns=64, splits=1, num_warps=4, num_stages=4)
-        return Tiling(64, rows=64, columns=128, splits=1, num_warps=4, num_stages=4)
-    if size > 2048:
-        return None
-    if num_rows > 128:
-        return Tiling(64, rows=128, columns=128, splits=1, num_warps=4, num_stages=4)
-    return Tiling(64, rows=64, columns=128, splits=1, num_warps=4, num_stages=6)
-
-
-def _large(num_outputs: int, gate: bool) -> Tiling | None:
-    """The same for up to 128 rows and tens of megabytes of weights, such as those of 8B."""
-    if gate:
-        return Tiling(128, rows=32, columns=64, splits=1, num_warps=4, num_stages=3) if num_outputs >= 12288 else None
-    if num_outputs >= HEAD:
-        return Tiling(128, rows=128, columns=128, splits=1, num_warps=8, num_stages=3)
-    return Tiling(128, rows=64, columns=128, splits=1, num_warps=4, num_stages=4)
-
-
-def many_linear(
-    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, tiling: Tiling, *, gate: bool = False
+def tma_gemm(
+    x_MK: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor | None, config: TmaConfig, *, gate: bool = False
 ) -> torch.Tensor:
     """x Wᵀ + b, as `cut` has it. Rows of x and W begin at multiples of 16 bytes; their last dims are contiguous."""
-    y, part, grid = cut(x_MK, weight_NK, bias_N, tiling, gate=gate)
-    shape = [rows_in_tiles(x_MK, tiling.tokens), x_MK.shape[1]]
-    x = TensorDescriptor(x_MK, shape, list(x_MK.stride()), [tiling.tokens, tiling.columns])
-    weight = TensorDescriptor.from_tensor(weight_NK, [tiling.rows, tiling.columns])
-    _many[grid](
-        x, weight, bias_N, y, len(x_MK), y.shape[-1], part, GATE=gate, BIAS=bias_N is not None, M=tiling.tokens,
-        ROWS=tiling.rows, COLUMNS=tiling.columns, num_warps=tiling.num_warps, num_stages=tiling.num_stages,
+    y, part, grid = cut(x_MK, weight_NK, bias_N, config, gate=gate)
+    shape = [rows_in_tiles(x_MK, config.tokens), x_MK.shape[1]]
+    x = TensorDescriptor(x_MK, shape, list(x_MK.stride()), [config.tokens, config.columns])
+    weight = TensorDescriptor.from_tensor(weight_NK, [config.rows, config.columns])
+    _tma_gemm[grid](
+        x, weight, bias_N, y, len(x_MK), y.shape[-1], part, GATE=gate, BIAS=bias_N is not None, M=config.tokens,
+        ROWS=config.rows, COLUMNS=config.columns, num_warps=config.num_warps, num_stages=config.num_stages,
         **pdl_options(x_MK),
     )  # fmt: skip
     return y
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _many(
+def _tma_gemm(
     x, weight, bias_ptr, y_ptr, num_rows, num_outputs, part,
     GATE: tl.constexpr, BIAS: tl.constexpr, M: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     PDL: tl.constexpr,

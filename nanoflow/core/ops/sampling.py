@@ -1,0 +1,112 @@
+"""Sampling: logits -> token ids, greedy or from the filtered distribution with counter-based random numbers.
+
+A draw is the Gumbel-max trick: argmax of logits / temperature + Gumbel noise. The noise of a candidate is a hash of
+(seed of the request, position of the token, candidate id), so that a request draws the same numbers whatever else is
+in its batch, however it was chunked, and after a preemption.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from nanoflow.core.data.parallel import SINGLE_RANK, ParallelContext
+
+UINT32 = 0xFFFFFFFF
+LOWEST_TEMPERATURE = 1e-10  # lower ones, 0 apart, are taken for this one, so that no score overflows
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Limits of S rows on what they may draw, on the logits' device. They apply in this order.
+
+    Attributes:
+        top_k_S: int64; the k best; V or more keeps all.
+        top_p_S: float32; the likeliest that hold this share of what top_k left; 1 keeps all.
+        min_p_S: float32; no less likely than this times the likeliest; 0 keeps all.
+    """
+
+    top_k_S: torch.Tensor
+    top_p_S: torch.Tensor
+    min_p_S: torch.Tensor
+
+
+def sample(
+    logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor,
+    filters: Filters | None = None, last_token_R: torch.Tensor | None = None, targets_S: torch.Tensor | None = None,
+    outbox: torch.Tensor | None = None, turn_1: torch.Tensor | None = None, parallel: ParallelContext = SINGLE_RANK,
+) -> torch.Tensor:  # fmt: skip
+    """Token ids [S], int64, of rows whose parameters lie on the logits' device; may be captured in a CUDA graph.
+
+    Several ranks may each have a part of the logits. They draw from it alone, and compare their best candidates.
+
+    Args:
+        logits_SV: left alone.
+        temperature_S: float32; 0 is greedy.
+        seed_S: int64; any 64 bits.
+        position_S: int64; index of the token to be sampled in its sequence, below 2**32.
+        filters: None for none; only where all logits are here.
+        last_token_R: int64; the tokens are written there too, at `targets_S` (int64). None writes nothing.
+        targets_S: distinct where it matters which token stays.
+        outbox: int64 [buffers, S]; the tokens are left there, too, in the buffer whose turn it is; or None.
+        turn_1: int32; which step this is, from 1 on; buffers are used in turns.
+        parallel: the ranks that have parts of the logits, of one size and in their order. All of them call this, with
+            the same parameters, and get the same tokens.
+    """
+    scores = logits_SV.float() / temperature_S.clamp(min=LOWEST_TEMPERATURE).unsqueeze(-1)
+    if filters is not None:
+        if (filters.top_k_S < scores.shape[-1]).any() or (filters.top_p_S < 1).any():
+            scores = keep_top(scores, filters.top_k_S.unsqueeze(-1), filters.top_p_S.unsqueeze(-1))
+        scores = keep_likely(scores, filters.min_p_S.unsqueeze(-1))
+    first = parallel.rank * scores.shape[-1]
+    scores += gumbel_noise(seed_S.unsqueeze(-1), position_S.unsqueeze(-1), scores.shape[-1], first)
+    best_S, token_S = torch.where(temperature_S.unsqueeze(-1) > 0, scores, logits_SV.float()).max(-1)
+    best_SN, token_SN = (parallel.all_gather(x.unsqueeze(-1)) for x in (best_S, token_S + first))
+    tokens_S = token_SN.gather(-1, best_SN.argmax(-1, keepdim=True)).squeeze(-1)
+    if last_token_R is not None:
+        last_token_R[targets_S] = tokens_S
+    if outbox is not None and turn_1 is not None:
+        outbox[(int(turn_1) - 1) % len(outbox), : len(tokens_S)] = tokens_S
+    return tokens_S
+
+
+def keep_top(scores_SV: torch.Tensor, top_k_S1: torch.Tensor, top_p_S1: torch.Tensor) -> torch.Tensor:
+    """-inf for all but the `top_k` best, and of these for all past the first whose probabilities reach `top_p`.
+
+    One sort serves both. Candidates that tie with the last one kept are kept: what is kept is all from some score on.
+    """
+    ranked = scores_SV.sort(-1, descending=True).values
+    last = (top_k_S1 - 1).clamp(0, scores_SV.shape[-1] - 1)
+    lowest = ranked.gather(-1, last)
+    probabilities = ranked.masked_fill(ranked < lowest, -torch.inf).softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    last = ((before < top_p_S1).sum(-1, keepdim=True) - 1).clamp(min=0)
+    lowest = torch.where(top_p_S1 < 1, torch.maximum(lowest, ranked.gather(-1, last)), lowest)
+    return scores_SV.masked_fill(scores_SV < lowest, -torch.inf)
+
+
+def keep_likely(scores_SV: torch.Tensor, min_p_S1: torch.Tensor) -> torch.Tensor:
+    """-inf for candidates less likely than `min_p` times the likeliest."""
+    return scores_SV.masked_fill(scores_SV < scores_SV.amax(-1, keepdim=True) + min_p_S1.log(), -torch.inf)
+
+
+def gumbel_noise(seed_S1: torch.Tensor, position_S1: torch.Tensor, vocab_size: int, first: int = 0) -> torch.Tensor:
+    """Standard Gumbel noise [S, V], float32, a function of (seed, position, candidate id) alone.
+
+    Candidates have the ids from `first` on.
+    """
+    key = _mix(seed_S1 & UINT32)
+    key = _mix(key ^ ((seed_S1 >> 32) & UINT32))
+    key = _mix(key ^ position_S1)
+    candidates_V = torch.arange(first, first + vocab_size, device=seed_S1.device)
+    bits = _mix(_mix(candidates_V ^ key) + key & UINT32)
+    uniform = ((bits >> 9).float() + 0.5) * 2.0**-23  # exact, so never 0 or 1
+    return -torch.log(-torch.log(uniform))
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """A permutation of 32-bit numbers (in int64) whose every output bit depends on every input bit (lowbias32)."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D & UINT32
+    x = (x ^ (x >> 15)) * 0x846CA68B & UINT32
+    return x ^ (x >> 16)
