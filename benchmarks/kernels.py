@@ -3,7 +3,7 @@
     python benchmarks/kernels.py                    # tables, and kernels.json
     python benchmarks/kernels.py --tune             # also try many settings of the matrix kernels, and use the best
 
-Each figure is the median over replays of a CUDA graph of many launches. Products are timed as a model runs them, each
+Each figure is the median over replays of a CUDA graph of many launches. GEMMs are timed as a model runs them, each
 with its own weights, so that none is in L2 from the launch before. The share of bandwidth is bytes read and written /
 time / what a plain sum over 4 GB read in this run.
 """
@@ -29,17 +29,18 @@ import torch.nn.functional as F
 from nanoflow.core.contracts.attention import AttentionContext
 from nanoflow.core.data.batch import AttentionInput, Projection
 from nanoflow.core.kernels.filters import thresholds
-from nanoflow.core.kernels.gemm import dispatch, gemv, tiled
-from nanoflow.core.kernels.gemm.gemv import Vector
+from nanoflow.core.kernels.gemm import dispatch
+from nanoflow.core.kernels.gemm.gemv import gemv
+from nanoflow.core.kernels.gemm.settings import GemmConfig, GemvConfig, TiledConfig, TmaConfig
 from nanoflow.core.kernels.gemm.silu_mul import silu_mul
-from nanoflow.core.kernels.gemm.tiled import Tile
-from nanoflow.core.kernels.gemm.tiling import Tiling
+from nanoflow.core.kernels.gemm.tiled import tiled_gemm
+from nanoflow.core.kernels.gemm.tma import tma_gemm
 from nanoflow.core.kernels.norm import add_rms_norm
 from nanoflow.core.kernels.rotary import norm_rotate_store
 from nanoflow.core.kernels.sampling import draw
 from nanoflow.core.layers import apply_rotary
+from nanoflow.core.ops.sampling import gumbel_noise, keep_likely, keep_top
 from nanoflow.core.registry.component import NoOptions
-from nanoflow.core.sampling.sampler import gumbel_noise, keep_likely, keep_top
 from nanoflow.plugins.attention.triton.backend import TritonAttention
 
 DEVICE, DTYPE = "cuda", torch.bfloat16
@@ -48,8 +49,8 @@ VOCAB_SIZE, HEAD_DIM, BLOCK_SIZE, CONTEXT = 151_936, 128, 256, 384
 MODELS = {"0.6B": (1024, 28, 16, 8, 3072), "8B": (4096, 36, 32, 8, 12288)}
 TUNED_ROWS = (1, 8, 64, 128, 256)
 
-VECTORS = [
-    Vector(*values)
+GEMVS = [
+    GemvConfig(*values)
     for values in (
         (2, 512, 1), (4, 512, 1), (4, 512, 2), (8, 512, 4), (16, 512, 4), (1, 1024, 4), (2, 1024, 4), (4, 1024, 4),
         (8, 1024, 8), (2, 2048, 4), (4, 2048, 4), (4, 2048, 8), (2, 4096, 4), (4, 4096, 8),
@@ -73,18 +74,18 @@ TILES = {  # for x of so many rows: tokens, rows, columns, warps, stages
         (128, 128, 64, 4, 6), (128, 128, 64, 8, 4), (128, 128, 128, 8, 3), (128, 256, 64, 8, 3), (256, 128, 64, 8, 3),
     ),
 }  # fmt: skip
-Settings = dict[tuple[int, int, int], Vector | Tiling | None]  # by outputs, size and rows of x; None is cuBLAS
+Settings = dict[tuple[int, int, int], GemmConfig | None]  # by outputs, size and rows of x; None is cuBLAS
 
 
 @dataclass(frozen=True)
-class Product:
-    """One of a model's products: its shape, and what can be fused with it."""
+class Gemm:
+    """One of a model's GEMMs: its shape, and what can be fused with it."""
 
     name: str
     outputs: int
     size: int
     gate: bool = False
-    normed: bool = False
+    norm: bool = False
 
     @property
     def may_split(self) -> bool:
@@ -96,23 +97,23 @@ class Product:
 
     def settings(self, rows: int) -> list[Any]:
         if rows == 1:
-            return [s for s in VECTORS if s.columns <= max(512, 2 ** (self.size - 1).bit_length())]
+            return [s for s in GEMVS if s.columns <= max(512, 2 ** (self.size - 1).bit_length())]
         found: list[Any] = [None]
-        for (*shape, warps, stages), splits, ahead in itertools.product(TILES[rows], (1, 2, 4), (False, True)):
+        for (*shape, warps, stages), splits, prefetch in itertools.product(TILES[rows], (1, 2, 4), (False, True)):
             if splits == 1 or (self.may_split and self.size >= splits * shape[-1]):
                 how = (*shape, splits, warps, stages)
-                found.append(Tiling(*how) if rows > 64 else Tile(*how, ahead))
+                found.append(TmaConfig(*how) if rows > 64 else TiledConfig(*how, prefetch))
         return list(dict.fromkeys(found))
 
 
-def products(model: str) -> list[Product]:
+def gemms(model: str) -> list[Gemm]:
     hidden, _, heads, kv_heads, inner = MODELS[model]
     return [
-        Product("qkv", (heads + 2 * kv_heads) * HEAD_DIM, hidden, normed=True),
-        Product("o", hidden, heads * HEAD_DIM),
-        Product("gate_up", 2 * inner, hidden, gate=True, normed=True),
-        Product("down", hidden, inner),
-        Product("head", VOCAB_SIZE, hidden),
+        Gemm("qkv", (heads + 2 * kv_heads) * HEAD_DIM, hidden, norm=True),
+        Gemm("o", hidden, heads * HEAD_DIM),
+        Gemm("gate_up", 2 * inner, hidden, gate=True, norm=True),
+        Gemm("down", hidden, inner),
+        Gemm("head", VOCAB_SIZE, hidden),
     ]
 
 
@@ -147,60 +148,60 @@ def read_bandwidth() -> float:
 def warm(worker: int, workers: int, rows_to_tune: list[int]) -> None:
     """Compile every workers-th setting, so that Triton's cache has it."""
     jobs = {
-        (rows, setting, product.gate, product.normed, product.size): product
-        for product in products("0.6B") + products("8B")
+        (rows, setting, gemm.gate, gemm.norm, gemm.size): gemm
+        for gemm in gemms("0.6B") + gemms("8B")
         for rows in rows_to_tune
-        for setting in product.settings(rows)
+        for setting in gemm.settings(rows)
         if setting is not None
     }
-    for (rows, setting, *_), product in list(jobs.items())[worker::workers]:
-        x, weight = random(rows, product.size), random(min(product.outputs, 4096), product.size)
-        options = {"norm": (random(product.size), 1e-6)} if product.normed else {}
+    for (rows, setting, *_), gemm in list(jobs.items())[worker::workers]:
+        x, weight = random(rows, gemm.size), random(min(gemm.outputs, 4096), gemm.size)
+        options = {"norm": (random(gemm.size), 1e-6)} if gemm.norm else {}
         try:
             if rows > 1:
-                product_of = dispatch.many_linear if rows > 64 else tiled.tile_linear
-                product_of(x, weight, None, setting, gate=product.gate)
+                kernel = tma_gemm if rows > 64 else tiled_gemm
+                kernel(x, weight, None, setting, gate=gemm.gate)
                 continue
-            gemv.vector_linear(x, weight, None, setting, gate=product.gate, **options)
+            gemv(x, weight, None, setting, gate=gemm.gate, **options)
         except Exception as error:  # more shared memory than there is
             print(f"{setting}: {type(error).__name__}", file=sys.stderr)
 
 
 def tune(name: str, settings: Settings, bandwidth: float, report: dict[str, Any], deadline: float) -> None:
-    """Try each setting of each product in a whole step of the model, one product after the other; keep the best."""
+    """Try each setting of each GEMM in a whole step of the model, one GEMM after the other; keep the best."""
     model = Model(name)
     for rows in report["rows"]:
         model.prepare(rows)
-        for product in sorted(products(name), key=lambda p: -p.bytes if p.name != "head" else 0):
-            key = (product.outputs, product.size, rows)
+        for gemm in sorted(gemms(name), key=lambda p: -p.bytes if p.name != "head" else 0):
+            key = (gemm.outputs, gemm.size, rows)
             found = []
-            for setting in product.settings(rows):
+            for setting in gemm.settings(rows):
                 if time.monotonic() > deadline:
                     break
                 settings[key] = setting
                 try:
                     found.append((seconds([model.step_whole], 4) * 1e3, setting))
                 except Exception as error:
-                    report["failed"].append(f"{name} {product.name} {rows} {setting}: {error!r}"[:200])
+                    report["failed"].append(f"{name} {gemm.name} {rows} {setting}: {error!r}"[:200])
             found.sort(key=lambda pair: pair[0])
             settings.pop(key, None)
             if found:
                 settings[key] = found[0][1]
-            report["tuning"][f"{name} {product.name} {rows}"] = [(t, repr(s)) for t, s in found]
+            report["tuning"][f"{name} {gemm.name} {rows}"] = [(t, repr(s)) for t, s in found]
             tried = "; ".join(f"{t:.3f} {s and (*astuple(s),)}" for t, s in found[:3])
             cublas = next((f"cuBLAS {t:.3f}" for t, s in found if s is None), "")
-            print(f"{name:5}{product.name:8}{rows:3}  {tried}  {cublas}")
+            print(f"{name:5}{gemm.name:8}{rows:3}  {tried}  {cublas}")
     del model
     torch.cuda.empty_cache()
 
 
 class Model:
-    """A decode step at contexts of `CONTEXT` tokens: its products alone, without attention, or whole."""
+    """A decode step at contexts of `CONTEXT` tokens: its GEMMs alone, without attention, or whole."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.hidden, self.num_layers, self.heads, self.kv_heads, _ = MODELS[name]
-        *self.kinds, self.head_kind = products(name)
+        *self.kinds, self.head_kind = gemms(name)
         self.layers = [[random(p.outputs, p.size) / p.size**0.5 for p in self.kinds] for _ in range(self.num_layers)]
         self.head = random(VOCAB_SIZE, self.hidden) / self.hidden**0.5
         self.norm, self.head_norm = random(self.hidden), random(HEAD_DIM)
@@ -235,13 +236,13 @@ class Model:
             uniform_decode=True,
         )  # fmt: skip
 
-    def products_cublas(self) -> None:
+    def gemms_cublas(self) -> None:
         for weights in self.layers:
             for weight in weights:
                 F.linear(self.inputs[weight.shape[1]], weight)
         F.linear(self.inputs[self.hidden], self.head)
 
-    def products_ours(self) -> None:
+    def gemms_ours(self) -> None:
         for weights in self.layers:
             for kind, weight in zip(self.kinds, weights, strict=True):
                 dispatch.linear(self.inputs[kind.size], weight, gate=kind.gate, may_split=kind.may_split)
@@ -267,33 +268,33 @@ class Model:
         if whole:
             self.attention.plan(self.attention_input)
         for layer, (qkv_proj, o_proj, gate_up, down) in enumerate(self.layers):
-            qkv, residual = self.normed(x, residual, qkv_proj, False)
+            qkv, residual = self.norm_linear(x, residual, qkv_proj, False)
             projection = Projection(qkv, self.head_norm, self.head_norm, 1e-6, self.cos, self.sin, self.positions)
             q = self.attention.project_and_attend(layer, projection) if whole else None
             if q is None:
                 cache = self.attention.cache(layer) if whole else self.cache
                 q = norm_rotate_store(projection, self.positions, cache[0], cache[1])
                 q = self.attention.attend(layer, q) if whole else q
-            x = self.added(q.flatten(1), residual, o_proj)
-            x, residual = self.normed(x, residual, gate_up, True)
-            x = self.added(x, residual, down)
+            x = self.linear_residual(q.flatten(1), residual, o_proj)
+            x, residual = self.norm_linear(x, residual, gate_up, True)
+            x = self.linear_residual(x, residual, down)
         return dispatch.linear(add_rms_norm(x, residual, self.norm, 1e-6)[0], self.head)
 
     def step_whole(self) -> torch.Tensor:
         return self.step_ours(whole=True)
 
-    def normed(
+    def norm_linear(
         self, x: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor, gate: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if x is None:
-            y = dispatch.normed_linear(residual, self.norm, 1e-6, weight, None, gate=gate)
+            y = dispatch.norm_linear(residual, self.norm, 1e-6, weight, None, gate=gate)
             if y is not None:
                 return y, residual
         x, residual = add_rms_norm(x, residual, self.norm, 1e-6)
         return dispatch.linear(x, weight, gate=gate), residual
 
-    def added(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
-        if dispatch.added_linear(x, weight, None, residual) is not None:
+    def linear_residual(self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor) -> torch.Tensor | None:
+        if dispatch.linear_residual(x, weight, None, residual) is not None:
             return None
         return dispatch.linear(x, weight, may_split=True)
 
@@ -303,14 +304,14 @@ def steps(name: str, bandwidth: float, report: dict[str, Any]) -> None:
     floor = model.bytes / bandwidth * 1e3
     print(f"\n{name}: a decode step without attention, ms; reading the weights takes {floor:.3f}")
     print(
-        f"{'rows':>6}{'products, cuBLAS':>18}{'ours':>8}{'of band':>9}{'  | all, PyTorch':>16}{'ours':>8}{'of band':>9}"
+        f"{'rows':>6}{'GEMMs, cuBLAS':>18}{'ours':>8}{'of band':>9}{'  | all, PyTorch':>16}{'ours':>8}{'of band':>9}"
         f"{'with attention':>17}"
     )
     for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
         model.prepare(rows)
         result = {
             part: seconds([getattr(model, part)], 5) * 1e3
-            for part in ("products_cublas", "products_ours", "step_torch", "step_ours", "step_whole")
+            for part in ("gemms_cublas", "gemms_ours", "step_torch", "step_ours", "step_whole")
         }
         report["steps"][f"{name} {rows}"] = result
         a, b, c, d, e = result.values()
@@ -420,7 +421,7 @@ def main() -> None:
             processes = [subprocess.Popen([*command, "--warm", str(i)]) for i in range(args.workers)]
             for process in processes:
                 process.wait()
-            print(f"\ncompiled in {time.monotonic() - start:.0f} s; ms a step with the best settings of each product")
+            print(f"\ncompiled in {time.monotonic() - start:.0f} s; ms a step with the best settings of each GEMM")
             settings: Settings = {}
             use(settings)
             for name in args.models:
@@ -434,24 +435,17 @@ def main() -> None:
 
 
 def use(settings: Settings) -> None:
-    """Let the layers take these settings, as long as they last; their own where there is none."""
-    own_vector = gemv.vector_setting
+    """Let GEMMs take these settings, as long as they last; their own where there is none, or several rows are fused."""
+    own = dispatch.find_config
 
-    def vector_setting(num_outputs: int, size: int, **options: bool) -> Vector:
-        return settings.get((num_outputs, size, 1)) or own_vector(num_outputs, size, **options)
+    def find_config(epilogue: Any, num_rows: int, num_outputs: int, size: int) -> GemmConfig | None:
+        rows = next((rows for rows in TUNED_ROWS if rows >= num_rows), num_rows)
+        key = (num_outputs, size, rows)
+        if key not in settings or (rows > 1 and epilogue not in ("plain", "split", "gate")):
+            return own(epilogue, num_rows, num_outputs, size)
+        return settings[key]
 
-    def several_rows(own: Callable[..., Any], kind: type) -> Callable[..., Any]:
-        def setting(num_rows: int, num_outputs: int, size: int, **options: bool) -> Any:
-            key = (num_outputs, size, next((rows for rows in TUNED_ROWS if rows >= num_rows), num_rows))
-            if key not in settings:
-                return own(num_rows, num_outputs, size, **options)
-            return settings[key] if type(settings[key]) is kind else None
-
-        return setting
-
-    gemv.vector_setting = vector_setting
-    tiled.tile_setting = several_rows(tiled.tile_setting, Tile)
-    dispatch.many_setting = several_rows(dispatch.many_setting, Tiling)
+    dispatch.find_config = find_config
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from nanoflow.core.config.errors import CheckpointError
 from nanoflow.core.contracts.attention import AttentionBackend
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.data.parallel import RankPartials, Shard
+from nanoflow.core.layers.activation import require_silu
 from nanoflow.core.layers.attention import attend
 from nanoflow.core.layers.embedding import Embedding
 from nanoflow.core.layers.linear import GatedLinear, QKVLinear, RowParallelLinear
@@ -66,10 +66,15 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """down(silu(gate(x)) * up(x)), with gate and up in one GEMM (SwiGLU; Shazeer, 2020)."""
+    """down(silu(gate(x)) * up(x)), with gate and up in one GEMM (SwiGLU; Shazeer, 2020).
+
+    Raises:
+        CheckpointError: a config that asks for another activation than SiLU.
+    """
 
     def __init__(self, context: ModelContext, *, bias: bool = False) -> None:
         super().__init__()
+        require_silu(context.hf_config)
         hidden, inner = context.hf_config["hidden_size"], context.hf_config["intermediate_size"]
         self.gate_up_proj = GatedLinear(context, hidden, {"gate_proj": inner, "up_proj": inner}, bias)
         self.down_proj = RowParallelLinear(context, inner, {"down_proj": hidden}, bias)
@@ -85,15 +90,24 @@ class FeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, then feed-forward: any module with the `forward` and `weights` of `FeedForward`."""
+    """Attention, then feed-forward, a norm before each of them.
 
-    def __init__(self, context: ModelContext, attention: Attention, feed_forward: nn.Module) -> None:
+    Args:
+        context: as the decoder gives it to `Decoder.layer`.
+        attention: any module with the `forward` and `weights` of `Attention`.
+        feed_forward: any module with the `forward` and `weights` of `FeedForward`.
+        norms: the norm before attention and the one before the feed-forward, any modules with the `add` and `weights`
+            of `RMSNorm`; None for two of these.
+    """
+
+    def __init__(
+        self, context: ModelContext, attention: nn.Module, feed_forward: nn.Module,
+        norms: tuple[nn.Module, nn.Module] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        hidden, eps = context.hf_config["hidden_size"], context.hf_config["rms_norm_eps"]
         self.self_attn = attention
         self.mlp = feed_forward
-        self.input_layernorm = RMSNorm(context, hidden, eps)
-        self.post_attention_layernorm = RMSNorm(context, hidden, eps)
+        self.input_layernorm, self.post_attention_layernorm = norms or (hidden_norm(context), hidden_norm(context))
 
     def forward(
         self, x: torch.Tensor | RankPartials | None, residual: torch.Tensor, rotation: Rotation,
@@ -111,15 +125,20 @@ class DecoderLayer(nn.Module):
         )
 
 
+def hidden_norm(context: ModelContext) -> RMSNorm:
+    """The RMSNorm of hidden states that config.json describes."""
+    return RMSNorm(context, context.hf_config["hidden_size"], context.hf_config["rms_norm_eps"])
+
+
 class Decoder(nn.Module, ModelArch):
     """Token embedding, layers, norm and head. A model is a subclass that says what its layers are made of.
+
+    It may bring layers of its own making (`layer`) and another norm (`last_norm`); what config.json says of activations
+    and norms is for the parts that are used to judge.
 
     Attributes:
         defaults: of keys that a config.json of this architecture may leave out; null counts as left out. There are
             also those of every decoder: as many key and value heads as query heads, of hidden size / heads each.
-
-    Raises:
-        CheckpointError: a config that asks for another activation than SiLU.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
@@ -128,8 +147,6 @@ class Decoder(nn.Module, ModelArch):
         super().__init__()
         context = replace(context, hf_config=self._completed(context.hf_config))
         config = context.hf_config
-        if config["hidden_act"] != "silu":
-            raise CheckpointError(f"The checkpoint's hidden_act is {config['hidden_act']!r}; 'silu' is what is served.")
         self.num_layers = config["num_hidden_layers"]
         self.num_heads = config["num_attention_heads"]
         self.num_kv_heads = config["num_key_value_heads"]
@@ -143,11 +160,15 @@ class Decoder(nn.Module, ModelArch):
         self.lm_head = self.embed_tokens if self.tied else Embedding(context, self.vocab_size, config["hidden_size"])
         self.rotary = RotaryEmbedding(context, self.head_dim)
         self.layers = nn.ModuleList(self.layer(context, index) for index in range(self.num_layers))
-        self.norm = RMSNorm(context, config["hidden_size"], config["rms_norm_eps"])
+        self.norm = self.last_norm(context)
 
     @abstractmethod
     def layer(self, context: ModelContext, index: int) -> DecoderLayer:
         """One layer. No key of `context.hf_config` that has a default is missing."""
+
+    def last_norm(self, context: ModelContext) -> nn.Module:
+        """The norm behind the last layer: any module with the `add` and `weights` of `RMSNorm`."""
+        return hidden_norm(context)
 
     def window(self, config: dict[str, Any], index: int) -> int | None:
         """How many tokens, the last ones, a token attends to in a layer; None for all of them."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from nanoflow.core.contracts.model import ModelContext
 from nanoflow.core.data.parallel import RankPartials, Shard
+from nanoflow.core.layers.activation import require_silu
 from nanoflow.core.layers.linear import Linear
 from nanoflow.core.layers.norm import RMSNorm
 
@@ -28,6 +29,7 @@ class Experts(nn.Module):
         renormalize: whether the weights of the chosen ones are scaled to sum up to 1.
 
     Raises:
+        CheckpointError: a config that asks for another activation than SiLU.
         ConfigError: the inner size can't be split evenly over the ranks.
     """
 
@@ -36,6 +38,7 @@ class Experts(nn.Module):
         renormalize: bool,
     ) -> None:  # fmt: skip
         super().__init__()
+        require_silu(context.hf_config)
         self.ops, self.parallel = context.ops, context.parallel
         self.share = self.parallel.share(inner_size, "inner features of an expert")
         self.num_chosen = num_chosen
