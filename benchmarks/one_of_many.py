@@ -11,7 +11,7 @@ from nanoflow.core.config.engine_config import Config
 from nanoflow.core.data.parallel import ParallelContext
 from nanoflow.core.distributed.process_group import one_shot_bytes
 from nanoflow.core.distributed.rank_group import RankGroup
-from nanoflow.core.kernels.norm import add_rms_norm
+from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.warmup.trace_kernels import EchoGroup
 
 
@@ -21,14 +21,15 @@ class Alone(EchoGroup):
     def allreduce_add_norm(
         self, x: torch.Tensor, residual_TD: torch.Tensor, weight_D: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return add_rms_norm(x, residual_TD, weight_D, eps)
+        return self.ops.add_rms_norm(x, residual_TD, weight_D, eps)
 
 
 def one_of(size: int) -> AbstractContextManager[object]:
     """Within it, engines of one rank are built as rank 0 of so many."""
 
     def form_rank_group(config: Config) -> RankGroup:
-        group = Alone(size, one_shot_bytes(config.engine.one_shot_kib), torch.device("cuda"))
+        device = torch.device("cuda")
+        group = Alone(size, one_shot_bytes(config.engine.one_shot_kib), device, select_ops(device))
         # With a local rank, as under torchrun: this host needs no GPUs for the others.
         return RankGroup(ParallelContext(0, size, group), None, local_rank=0)
 

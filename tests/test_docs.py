@@ -14,6 +14,7 @@ import pytest
 from nanoflow.core.api.llm import LLM
 from nanoflow.core.config.engine_config import Config, EngineConfig
 from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.ops import Ops
 from nanoflow.core.registry.registry import Registry
 from nanoflow.testing.checkpoints import NUM_OUTPUT_TOKENS, make_checkpoint, make_reference
 
@@ -48,6 +49,16 @@ def test_serving(capsys: pytest.CaptureFixture[str]) -> None:
     for example in python_blocks("docs/serving.md"):
         exec(example, {})
     assert "\n2 " in capsys.readouterr().out
+
+
+def test_operations(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its example replaces one, which is used; and all of them are listed."""
+    (example,) = python_blocks("docs/ops.md")
+    exec(example, {})
+    assert capsys.readouterr().out.startswith("ours: [1, 4]\ntensor([[0.3780, 0.3780, 0.3780, 1.8898]]")
+    text = (ROOT / "docs/ops.md").read_text(encoding="utf-8")
+    for field in fields(Ops):
+        assert f"`{field.name}`" in text, field.name
 
 
 def test_evaluation(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from nanoflow.core.distributed.process_group import OneShotGroup, make_group
 from nanoflow.core.kernels.norm import add_rms_norm
+from nanoflow.core.kernels.register import select_ops
 from tests.core.kernels.checks import close
 
 EPS = 1e-6
@@ -31,7 +32,7 @@ def work(rank: int, size: int, port: int) -> None:
     torch.cuda.set_device(rank)
     device = torch.device("cuda", rank)
     store = dist.TCPStore("127.0.0.1", port, size, is_master=False)
-    group = make_group(rank, size, store, device, MOST_BYTES // 1024, is_local=True)
+    group = make_group(rank, size, store, device, MOST_BYTES // 1024, select_ops(device), is_local=True)
     assert isinstance(group, OneShotGroup)
     with torch.inference_mode():
         for dtype in DTYPES:

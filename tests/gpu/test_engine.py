@@ -15,6 +15,7 @@ from nanoflow.core.data.batch import Batch
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.execution.input_batch import fill
 from nanoflow.core.execution.step_buffer import StepBuffer
+from nanoflow.core.ops import Ops
 from tests.core.checkpoints import Oracle
 from tests.core.running import check, engine_of
 
@@ -40,6 +41,15 @@ def test_greedy_float32_is_exact(oracle: Oracle, attention: str, enforce_eager: 
     for _ in range(2):  # the second time from the prefix cache
         check(llm, oracle("bard"))
     assert llm.stats.num_hit_tokens > 0
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_plain_pytorch_is_exact(oracle: Oracle, overlap: bool) -> None:
+    llm = start(oracle, "auto", dtype="float32", accelerate=False, overlap=overlap, max_num_seqs=8)
+    assert llm.describe()["attention"] == "torch"
+    assert engine_of(llm).runner.graphs is None
+    assert engine_of(llm).runner.ops == Ops()
+    check(llm, oracle("bard"))
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -20,6 +20,8 @@ from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOption
 from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.data.parallel import Group
 from nanoflow.core.distributed.fused_allreduce_norm import FusedAllReduceNorm
+from nanoflow.core.ops import Ops
+from nanoflow.core.ops.allreduce import EMPTY
 
 LONGEST = timedelta(minutes=10)  # that ranks may be apart, when one of them compiles kernels
 SOON = timedelta(seconds=60)  # ... and when they have just met
@@ -27,8 +29,9 @@ ONE_SHOT_KIB = 8192  # by default; up to there sums fused with norms were faster
 
 
 def make_group(
-    rank: int, size: int, store: dist.Store, device: torch.device, one_shot_kib: int | None, *, is_local: bool
-) -> ProcessGroup:
+    rank: int, size: int, store: dist.Store, device: torch.device, one_shot_kib: int | None, ops: Ops, *,
+    is_local: bool,
+) -> ProcessGroup:  # fmt: skip
     """Connect to the other ranks, which call this too.
 
     Args:
@@ -36,6 +39,7 @@ def make_group(
         store: where ranks find each other; nobody else may use it.
         device: of the tensors.
         one_shot_kib: as in the engine's options.
+        ops: to sum with.
         is_local: whether all ranks are on this host.
 
     Raises:
@@ -60,7 +64,7 @@ def make_group(
     group, problem = None, ""
     place = dist.PrefixStore("one_shot", store)
     try:
-        group = OneShotGroup(nccl, rank, size, place, device, one_shot_bytes(one_shot_kib))
+        group = OneShotGroup(nccl, rank, size, place, device, one_shot_bytes(one_shot_kib), ops)
     except RuntimeError as error:
         problem = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
     reason = next(filter(None, exchanged(problem, rank, size, dist.PrefixStore("problem", store))), None)
@@ -151,7 +155,7 @@ class Renumbered(dist.Store):
 
 
 class OneShotGroup(FusedAllReduceNorm, ProcessGroup):
-    """NCCL, but small sums that a norm follows are made with it in one kernel, `kernels.ranks`.
+    """NCCL, but small sums that a norm follows are made with it in one kernel (`Ops.allreduce_add_rms_norm`).
 
     Ranks write to each other's memory, which is PyTorch's symmetric memory: for small sums the one-shot all-reduce of
     FasterTransformer and TensorRT-LLM. Where latency counts, as in decode steps, one exchange is faster than the
@@ -163,10 +167,11 @@ class OneShotGroup(FusedAllReduceNorm, ProcessGroup):
         store: for these ranks and this purpose alone.
         device: this rank's GPU, on one host with the others.
         most_bytes: of a sum that is made so; larger ones are left to NCCL.
+        ops: to sum with.
     """
 
     def __init__(
-        self, backend: Any, rank: int, size: int, store: dist.Store, device: torch.device, most_bytes: int
+        self, backend: Any, rank: int, size: int, store: dist.Store, device: torch.device, most_bytes: int, ops: Ops
     ) -> None:  # fmt: skip
         super().__init__(backend, size)
         self.name = store.get("name").decode() if rank else f"nanoflow-{os.getpid()}-{id(self)}"
@@ -181,25 +186,23 @@ class OneShotGroup(FusedAllReduceNorm, ProcessGroup):
         c10d._register_process_group(self.name, group)
         self.unregister = partial(c10d._unregister_process_group, self.name)
         try:
-            self._open(rank, size, device, most_bytes)
+            self._open(rank, size, device, most_bytes, ops)
         except RuntimeError:
             self.unregister()
             raise
 
-    def _open(self, rank: int, size: int, device: torch.device, most_bytes: int) -> None:
+    def _open(self, rank: int, size: int, device: torch.device, most_bytes: int, ops: Ops) -> None:
         """Make the inbox, and learn where those of the others are."""
         from torch.distributed import _symmetric_memory as symmetric
 
-        from nanoflow.core.kernels.allreduce_rmsnorm import EMPTY
-
         c10d._SymmetricMemory.set_group_info(self.name, rank, size, self.store)
         shape = self.shape_of_inbox(size, most_bytes)
-        self.inbox = symmetric.empty(*shape, dtype=torch.int32, device=device).fill_(EMPTY.value)
+        self.inbox = symmetric.empty(*shape, dtype=torch.int32, device=device).fill_(EMPTY)
         torch.cuda.synchronize(device)  # before others get to know of it and write there
         self.handle = symmetric.rendezvous(self.inbox, self.name)
         offset = self.inbox.data_ptr() - self.handle.buffer_ptrs[rank]  # of the tensor in its allocation
         addresses = [pointer + offset for pointer in self.handle.buffer_ptrs]
-        self.use(addresses, rank, most_bytes, device)
+        self.use(addresses, rank, most_bytes, device, ops)
         self.aside = torch.cuda.Stream(device)
         self.yes = torch.ones(1, dtype=torch.int32, pin_memory=True)
 

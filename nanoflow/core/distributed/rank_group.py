@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import torch
     import torch.distributed as dist
 
+    from nanoflow.core.ops import Ops
+
 FAILED = b"!"  # begins a report; its time, a blank and the reason follow
 PATIENCE = 2.0  # seconds that reports may need to arrive, and a group to close
 HANG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)  # the other end is closed, whatever is still to be read
@@ -46,14 +48,14 @@ class RankGroup:
         self.is_local = local_rank is None
         self.local_rank = parallel.rank if local_rank is None else local_rank
 
-    def connect(self, device: torch.device, one_shot_kib: int | None) -> None:
+    def connect(self, device: torch.device, one_shot_kib: int | None, ops: Ops) -> None:
         """Make the group; all ranks have to do it. Arguments as in `make_group`."""
         if self.store is not None:
             from nanoflow.core.distributed.process_group import make_group
 
             self.barrier()  # making it waits for ever for a rank that is gone
             place = self.parallel.rank, self.parallel.size
-            group = make_group(*place, self.store, device, one_shot_kib, is_local=self.is_local)
+            group = make_group(*place, self.store, device, one_shot_kib, ops, is_local=self.is_local)
             self.parallel = ParallelContext(*place, group)
 
     def minimum(self, number: int) -> int:

@@ -36,7 +36,7 @@ def build_runner(
     if device.type == "cuda" and rank_group.parallel.size > 1:
         torch.cuda.set_device(device)
     ops = select_ops(device, accelerate=options.accelerate)
-    rank_group.connect(device, options.one_shot_kib if options.accelerate else 0)
+    rank_group.connect(device, options.one_shot_kib if options.accelerate else 0, ops)
     parallel = rank_group.parallel
     model_entry, model_options = registry.model_for(
         config.plugins.get("model"), plan.hf_config.get("architectures") or []

@@ -28,8 +28,9 @@ import triton
 import triton.language as tl
 
 from nanoflow.core.kernels.pdl import pdl_launch_then_wait, pdl_options
+from nanoflow.core.ops import allreduce
 
-EMPTY = tl.constexpr(-1)  # a word that has not arrived; one of float32 would be NaN, one of two values two NaN
+EMPTY = tl.constexpr(allreduce.EMPTY)
 OTHER_NAN = tl.constexpr(0x7FFF7FFF)  # what stands for it elsewhere
 
 
@@ -38,26 +39,10 @@ def allreduce_add_rms_norm(
     calls: torch.Tensor, left: torch.Tensor, rank: int, most_words: int, *, owned: bool = False,
     num_warps: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """`add_rms_norm` of the sum of all ranks' `x`, which are rounded to the residual's dtype before they are added up.
-
-    The sum is made in float32 and rounded, by the same program on all ranks; so they get the same bits.
+    """As `core.ops.allreduce.allreduce_add_rms_norm`.
 
     Args:
-        x: [T, D]; or [C, T, D], C partials of it. T is 1 to R.
-        residual: [T, D], of a dtype of 2 or 4 bytes; any row stride. It is overwritten.
-        weight: [D]
-        eps: added to the mean square.
-        inboxes: int64 [N], addresses of the N ranks' inboxes, each int32 [2, N, `most_words`]: by call, and by sender.
-            All words are `EMPTY` before and after a call. Addresses are multiples of 16.
-        calls: int32 [R], all of them how many there have been: 0 before the first. R is a power of two.
-        left: int32 [1]; anything but 0 ends this and all later calls without the others' words.
-        rank: this one.
-        most_words: no less than T times D, halved for dtypes of 2 bytes.
-        owned: whether rows have owners; then T is at least N.
         num_warps: of a program; None for what suits D.
-
-    Returns:
-        The norm [T, D], and x + residual [T, D].
     """
     num_rows, size = residual.shape
     packed = 4 // residual.dtype.itemsize

@@ -14,6 +14,7 @@ PLACES = {
     "linear_residual": "gemm.dispatch:linear_residual",
     "rms_norm": "norm:rms_norm",
     "add_rms_norm": "norm:add_rms_norm",
+    "allreduce_add_rms_norm": "allreduce_rmsnorm:allreduce_add_rms_norm",
     "norm_rotate_store": "rotary:norm_rotate_store",
     "embedding": "embedding:embedding",
     "mix_experts": "experts:mix_experts",

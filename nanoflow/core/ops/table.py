@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from nanoflow.core.config.errors import PluginError, did_you_mean
+from nanoflow.core.ops.allreduce import allreduce_add_rms_norm
 from nanoflow.core.ops.attention import norm_rotate, norm_rotate_store
 from nanoflow.core.ops.embedding import embedding
 from nanoflow.core.ops.experts import mix_experts
@@ -30,7 +31,7 @@ from nanoflow.core.ops.step_inputs import gather_step_inputs, receive
 # What else does the work of an operation: a fused one is not used where only the other is replaced.
 FUSED_FROM = {
     "norm_linear": ("linear", "rms_norm", "add_rms_norm"), "linear_residual": ("linear",),
-    "norm_rotate_store": ("norm_rotate",),
+    "norm_rotate_store": ("norm_rotate",), "allreduce_add_rms_norm": ("add_rms_norm",),
 }  # fmt: skip
 
 
@@ -67,6 +68,7 @@ class Ops:
     linear_residual: Callable[..., torch.Tensor | None] = linear_residual
     rms_norm: Callable[..., torch.Tensor] = rms_norm
     add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor]] = add_rms_norm
+    allreduce_add_rms_norm: Callable[..., tuple[torch.Tensor, torch.Tensor] | None] = allreduce_add_rms_norm
     norm_rotate: Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = norm_rotate
     norm_rotate_store: Callable[..., torch.Tensor | None] = norm_rotate_store
     embedding: Callable[..., torch.Tensor] = embedding

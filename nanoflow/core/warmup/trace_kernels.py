@@ -29,7 +29,9 @@ from nanoflow.core.distributed.process_group import one_shot_bytes
 from nanoflow.core.distributed.rank_group import RankGroup
 from nanoflow.core.execution.build_runner import build_runner
 from nanoflow.core.execution.plan import HFConfig, Plan
+from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.loading import dummy
+from nanoflow.core.ops import Ops
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.warmup.fake_cuda import GPU, Kernel, fake_cuda
 
@@ -48,11 +50,12 @@ class EchoGroup(FusedAllReduceNorm):
         size: number of ranks.
         most_bytes: of sums that are left to norms.
         device: of this one.
+        ops: to sum with.
     """
 
-    def __init__(self, size: int, most_bytes: int, device: torch.device) -> None:
+    def __init__(self, size: int, most_bytes: int, device: torch.device, ops: Ops) -> None:
         self.size = size
-        self.use([0] * size, 0, most_bytes, device)
+        self.use([0] * size, 0, most_bytes, device, ops)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -72,7 +75,8 @@ def trace_kernels(config: Config, plan: Plan, gpu: GPU, num_ranks: int) -> list[
     config = replace(config, engine=replace(config.engine, load_format="dummy", num_kv_blocks=1))
     registry = Registry.load()
     with patch.object(dummy, "fill_random"), fake_cuda(gpu) as kernels:
-        echo = EchoGroup(num_ranks, one_shot_bytes(config.engine.one_shot_kib), gpu.device) if num_ranks > 1 else None
+        most_bytes = one_shot_bytes(config.engine.one_shot_kib)
+        echo = EchoGroup(num_ranks, most_bytes, gpu.device, select_ops(gpu.device)) if num_ranks > 1 else None
         rank_group = RankGroup(ParallelContext(0, num_ranks, echo), None)
         try:
             build_runner(config, registry, replace(plan, hf_config=hf_config), rank_group, lambda: None)

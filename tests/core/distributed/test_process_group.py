@@ -15,6 +15,7 @@ from torch.distributed import HashStore, PrefixStore
 from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.distributed import process_group
 from nanoflow.core.distributed.process_group import ProcessGroup, Renumbered, exchanged, make_group
+from nanoflow.core.ops import Ops
 
 
 def test_all_ranks_know_of_a_problem_of_one() -> None:
@@ -31,7 +32,7 @@ def test_what_was_gathered_is_contiguous(shape: tuple[int, ...]) -> None:
     store = HashStore()
 
     def gather(rank: int) -> torch.Tensor:
-        group = make_group(rank, 3, store, torch.device("cpu"), None, is_local=True)
+        group = make_group(rank, 3, store, torch.device("cpu"), None, Ops(), is_local=True)
         return group.all_gather(wholes.chunk(3, -1)[rank])
 
     with ThreadPoolExecutor(3) as pool:
@@ -71,7 +72,7 @@ def test_where_one_rank_shares_no_memory_all_take_nccl(monkeypatch: pytest.Monke
         store = HashStore()
         with ThreadPoolExecutor(2) as pool:
             return list(
-                pool.map(lambda rank: make_group(rank, 2, store, device, one_shot_kib, is_local=True), range(2))
+                pool.map(lambda rank: make_group(rank, 2, store, device, one_shot_kib, Ops(), is_local=True), range(2))
             )
 
     with pytest.warns(UserWarning, match=r"can't write to each other's memory \(no peer access\), so NCCL") as told:

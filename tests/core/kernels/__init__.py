@@ -1,1 +1,1 @@
-"""Each Triton kernel against its PyTorch twin."""
+"""Each Triton kernel against the plain PyTorch of its operation."""

@@ -88,7 +88,7 @@ def rotation(cos_ptr, sin_ptr, H: tl.constexpr, BLOCK_H: tl.constexpr):
 
 @triton.jit
 def normed_and_rotated(raw, partner, weight, partner_weight, cos, sin, eps, H: tl.constexpr, NORM: tl.constexpr):
-    """Heads [R, H], normed and rotated, and rounded after each, as `core.layers` does."""
+    """Heads [R, H], normed and rotated, and rounded after each, as `core.ops.attention` does."""
     x, y = raw.to(tl.float32), partner.to(tl.float32)
     if NORM:
         factor = tl.rsqrt(tl.sum(x * x, 1) / H + eps)[:, None]
