@@ -1,4 +1,4 @@
-"""Memory behind the rows of tensors, so that products may read them in whole tiles."""
+"""Memory behind the rows of tensors, so that GEMMs may read them in whole tiles."""
 
 from __future__ import annotations
 

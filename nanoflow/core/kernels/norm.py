@@ -21,7 +21,7 @@ def add_rms_norm(
     """The norm of `x + residual`, and that sum, which overwrites `residual`.
 
     Args:
-        x: [T, D]; or [C, T, D], C partials that a split matrix product (in float32) or experts left to add up; or None
+        x: [T, D]; or [C, T, D], C partials that a split-K GEMM (in float32) or experts left to add up; or None
             for 0.
         residual: [T, D]; any row stride. Without `x` it is left alone.
         weight: [D]

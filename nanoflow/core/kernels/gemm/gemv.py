@@ -1,4 +1,4 @@
-"""GEMV (matrix-vector product): one row of x, without tensor cores, as fast as the weights can be read."""
+"""GEMV: one row of x, without tensor cores, as fast as the weights can be read."""
 
 from __future__ import annotations
 
