@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nanoflow.core.contracts.attention import AttentionBackend
 from nanoflow.core.data.parallel import ParallelContext, Shard
 
 if TYPE_CHECKING:
     import torch
 
     from nanoflow.core.ops import Ops
-from nanoflow.core.contracts.attention import AttentionBackend
 
 
 def _plain_ops() -> Ops:
