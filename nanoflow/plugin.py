@@ -62,7 +62,10 @@ _NAMED = {
         "Projection": "nanoflow.core.data.batch",
         "RankPartials": "nanoflow.core.data.parallel",
         "Experts": "nanoflow.core.layers",
+        "Operation": "nanoflow.core.ops",
+        "Ops": "nanoflow.core.ops",
         "Rotation": "nanoflow.core.layers",
+        "add_partials": "nanoflow.core.layers",
         "apply_rotary": "nanoflow.core.layers",
         "attend": "nanoflow.core.layers",
     },
@@ -89,6 +92,7 @@ if TYPE_CHECKING:
     from nanoflow.core.data.parallel import ParallelContext, RankPartials, Shard, Share
     from nanoflow.core.data.sequence import Sequence
     from nanoflow.core.layers import *
+    from nanoflow.core.ops import Operation, Ops
     from nanoflow.core.registry.component import Component, NoOptions
     from nanoflow.core.registry.contract import CONTRACT_VERSION
     from nanoflow.core.registry.hookspecs import hookimpl

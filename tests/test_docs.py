@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nanoflow.core.api.llm import LLM
-from nanoflow.core.config.engine_config import Config, EngineConfig
+from nanoflow.core.config.engine_config import Config, EngineConfig, PluginChoice
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.ops import Ops
 from nanoflow.core.registry.registry import Registry
@@ -54,8 +54,17 @@ def test_serving(capsys: pytest.CaptureFixture[str]) -> None:
 def test_operations(capsys: pytest.CaptureFixture[str]) -> None:
     """Its example replaces one, which is used; and all of them are listed."""
     (example,) = python_blocks("docs/ops.md")
-    exec(example, {})
+    plugin: dict[str, Any] = {}
+    exec(example, plugin)
     assert capsys.readouterr().out.startswith("ours: [1, 4]\ntensor([[0.3780, 0.3780, 0.3780, 1.8898]]")
+    point = SimpleNamespace(name="ours", dist=None, load=lambda: SimpleNamespace(**plugin))
+    registry = Registry.load(strict=True, extra=[point])
+    config = Config(engine=EngineConfig(device="cpu"), plugins={"operations": (PluginChoice("ours"),)})
+    with LLM.from_config(config, registry) as llm, LLM(device="cpu") as plain:
+        params = SamplingParams(temperature=0, max_tokens=4)
+        found, expected = (one.generate("HAMLET:", params, use_tqdm=False)[0]["token_ids"] for one in (llm, plain))
+    assert "ours: " in capsys.readouterr().out
+    assert found == expected
     text = (ROOT / "docs/ops.md").read_text(encoding="utf-8")
     for field in fields(Ops):
         assert f"`{field.name}`" in text, field.name

@@ -4,6 +4,7 @@ from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
 from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler
 from nanoflow.core.contracts.model import ModelArch, ModelContext
+from nanoflow.core.contracts.operations import OperationsContext, OperationSet
 from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "ContinuousScheduler",
     "ModelArch",
     "ModelContext",
+    "OperationSet",
+    "OperationsContext",
     "Scheduler",
     "SchedulerContext",
 ]

@@ -10,6 +10,7 @@ from nanoflow.core.config.engine_config import Config, EngineConfig, PluginChoic
 from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.contracts.model import ModelArch, ModelContext
+from nanoflow.core.contracts.operations import OperationsContext
 from nanoflow.core.distributed.rank_group import RankGroup
 from nanoflow.core.execution import cuda_graphs as graphs
 from nanoflow.core.execution import kv_cache_size as memory
@@ -35,7 +36,9 @@ def build_runner(
     options, device, limits = config.engine, plan.device, plan.limits
     if device.type == "cuda" and rank_group.parallel.size > 1:
         torch.cuda.set_device(device)
-    ops = select_ops(device, accelerate=options.accelerate)
+    sets = registry.build_several("operations", config.plugins.get("operations"), OperationsContext(device))
+    extra = [operation for found in sets for operation in found.operations()]
+    ops = select_ops(device, accelerate=options.accelerate, extra=extra)
     rank_group.connect(device, options.one_shot_kib if options.accelerate else 0, ops)
     parallel = rank_group.parallel
     model_entry, model_options = registry.model_for(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -34,7 +33,9 @@ def test_a_replaced_operation_is_used_unless_nothing_is_accelerated(
         return add_rms_norm(*args)
 
     extra = [Operation("add_rms_norm", "cpu", counting)]
-    monkeypatch.setattr(build_runner, "select_ops", partial(select_ops, extra=extra))
+    monkeypatch.setattr(
+        build_runner, "select_ops", lambda *args, **given: select_ops(*args, **given | {"extra": extra})
+    )
     with start(oracle, accelerate=accelerate) as llm:
         check(llm, oracle("plain"))
         assert (engine_of(llm).runner.ops == Ops()) == (not accelerate)
@@ -53,5 +54,5 @@ def test_nothing_is_captured() -> None:
 
 def test_attention_is_plain_pytorch_unless_it_is_named() -> None:
     for accelerate, name, picked in ((True, "auto", "auto"), (False, "auto", "torch"), (False, "triton", "triton")):
-        config = Config(engine=EngineConfig(accelerate=accelerate), attention=PluginChoice(name))
+        config = Config(engine=EngineConfig(accelerate=accelerate), plugins={"attention": PluginChoice(name)})
         assert build_runner.pick_attention(config).name == picked
