@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
 from typing import ClassVar
 
 import pytest
@@ -221,6 +222,67 @@ class BlockManagerSuite(Suite):
         assert blocks.num_free_blocks == 8
         assert blocks.match(sequence_of([1, 2, 3, 4, 5])) == (4 if self.shares_prefixes else 0)
 
+    def test_identities_share_nothing(self) -> None:
+        """Equal prefixes are found only by sequences with the same `cache_identity`, whoever came first."""
+        identities = [b"", b"a", b"b", (1).to_bytes(8, "little")]
+        blocks = self.build(num_blocks=8, block_size=2)
+        for identity in identities:
+            assert blocks.match(sequence_of([1, 2, 3, 4, 5], identity)) == 0
+            run(blocks, sequence_of([1, 2, 3, 4], identity))
+        assert blocks.num_free_blocks == 0
+        for identity in identities:
+            found = blocks.match(sequence_of([1, 2, 3, 4, 5], identity))
+            assert found == (4 if self.shares_prefixes else 0)
+        assert blocks.match(sequence_of([1, 2, 3, 4, 5], b"c")) == 0
+
+    def test_a_waiting_sequence_is_not_looked_up_again(self) -> None:
+        """Asking about a long prompt in every step costs as much as about a short one, though blocks come and go."""
+        calls = []
+        for num_blocks in (40, 1280):
+            blocks = self.build(num_blocks=num_blocks + 2, block_size=2)
+            first, waiting = sequence_of(range(2 * num_blocks)), sequence_of(range(4 * num_blocks))
+            run(blocks, first)
+            refused = [count_calls(lambda: blocks.match(waiting))]  # noqa: B023 (called at once)
+            for token in range(-20, 0):
+                refused.append(count_calls(lambda: (blocks.match(waiting), blocks.allocate(waiting, 6))))  # noqa: B023
+                assert not waiting.block_table
+                other = sequence_of([token] * 2)
+                run(blocks, other)
+                blocks.free(other)
+            calls.append(max(refused[2:]))
+        assert calls[1] <= calls[0] + 8, f"{calls[0]} calls with 40 blocks and {calls[1]} with 1280"
+
+    def test_every_eviction_is_told_once(self) -> None:
+        """`on_evict` is called for the blocks that could be found and can't any more, and for no others."""
+        rng = random.Random(0)
+        blocks = self.build(num_blocks=7, block_size=2)
+        told: list[int] = []
+        blocks.on_evict = told.append
+        holders: dict[tuple[int, ...], int] = {}  # a prefix -> the block that held its end when it was last computed
+        held: list[Sequence] = []
+
+        def findable() -> set[int]:
+            return {
+                block for prefix, block in holders.items() if blocks.match(sequence_of([*prefix, 9])) == len(prefix)
+            }
+
+        for _ in range(300):
+            before = findable()
+            sequence = sequence_of([rng.randrange(2) for _ in range(rng.choice([3, 5, 7]))])  # no block is filled twice
+            if blocks.allocate(sequence, sequence.num_tokens - blocks.match(sequence)):
+                assert sorted(told) == sorted(before - findable()), "after allocate"
+                told.clear()
+                before = findable()
+                sequence.num_computed_tokens = sequence.num_tokens
+                blocks.commit(sequence)
+                held.append(sequence)
+                for index, block in enumerate(sequence.block_table[:-1]):
+                    holders[tuple(sequence.token_ids[: 2 * index + 2])] = block
+            if held and rng.random() < 0.7:
+                blocks.free(held.pop(rng.randrange(len(held))))
+            assert sorted(told) == sorted(before - findable()), "after commit and free"
+            told.clear()
+
     def test_match_is_what_allocate_takes(self) -> None:
         """And what it takes holds the sequence's tokens, after any history of what was computed and freed."""
 
@@ -263,9 +325,26 @@ class BlockManagerSuite(Suite):
         compare()
 
 
-def sequence_of(token_ids: list[int] | range) -> Sequence:
+def sequence_of(token_ids: list[int] | range, identity: bytes = b"") -> Sequence:
     """A new sequence with this prompt."""
-    return Sequence("r", list(token_ids), SamplingParams(), max_tokens=100)
+    return Sequence("r", list(token_ids), SamplingParams(), max_tokens=100, cache_identity=identity)
+
+
+def count_calls(function: Callable[[], object]) -> int:
+    """How many functions, of Python and of C, are called by this one."""
+    count = 0
+
+    def profile(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return count
 
 
 def run(blocks: BlockManager, sequence: Sequence) -> None:

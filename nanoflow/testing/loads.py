@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import pytest
 import xxhash
@@ -51,7 +52,8 @@ def drive(make_world: MakeWorld, rng: random.Random, depth: int, num_steps: int)
             while len(world.live) < load and rng.random() < 0.5:
                 stops, has_grammar = rng.random() < 0.3, rng.random() < 0.3
                 prompt = random_prompt(rng, world.limits, stems)
-                world.add(prompt, rng.randint(1, 24), stops=stops, has_grammar=has_grammar)
+                identity = rng.choice([b"", b"", b"a", b"b"])
+                world.add(prompt, rng.randint(1, 24), stops=stops, has_grammar=has_grammar, identity=identity)
             if world.live and rng.random() < 0.02:
                 world.abort(rng.randrange(len(world.live)))
             world.step(finish=rng.randrange(8) if rng.random() < 0.03 else None)
@@ -78,9 +80,10 @@ class Machine(RuleBasedStateMachine):
     @rule(
         shared=st.integers(0, 16), own=st.lists(st.integers(0, ALPHABET - 1), min_size=1, max_size=6),
         max_tokens=st.integers(1, 12), stops=st.booleans(), has_grammar=st.booleans(),
+        identity=st.sampled_from([b"", b"a"]),
     )  # fmt: skip
-    def add(self, shared: int, own: list[int], max_tokens: int, stops: bool, has_grammar: bool) -> None:
-        self.world.add(self.stem[:shared] + own, max_tokens, stops=stops, has_grammar=has_grammar)
+    def add(self, shared: int, own: list[int], **options: Any) -> None:
+        self.world.add(self.stem[:shared] + own, **options)
 
     @precondition(lambda self: self.world.live)
     @rule(index=st.integers(0, 8))

@@ -6,13 +6,16 @@ the tokens before it, so that equal prompts have equal outputs and the prefix ca
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.contracts.block_manager import BlockManager
+from nanoflow.core.contracts.reason_checks import RefusedBlocks, untrue_preemptions, untrue_wait
 from nanoflow.core.contracts.scheduler import Scheduler
 from nanoflow.core.data.batch import Batch
+from nanoflow.core.data.reasons import WaitReason
 from nanoflow.core.data.sequence import Sequence
 
 ALPHABET = 3
@@ -25,6 +28,11 @@ PATIENCE = 10  # steps for each token that is left; recomputation may take sever
 def chain(digest: int, token: int) -> int:
     """A number that stands for `token` after the tokens that `digest` stands for."""
     return hash((digest, token))
+
+
+def beginning(identity: bytes) -> int:
+    """A number that stands for no tokens yet; under another `Sequence.cache_identity` another one."""
+    return START + zlib.crc32(identity)
 
 
 @dataclass
@@ -49,7 +57,8 @@ class Request:
 
     def append(self, token: int) -> None:
         self.tokens.append(token)
-        self.digests.append(chain(self.digests[-1] if self.digests else START, token))
+        last = self.digests[-1] if self.digests else beginning(self.sequence.cache_identity)
+        self.digests.append(chain(last, token))
 
     @property
     def holds_blocks(self) -> bool:
@@ -138,6 +147,7 @@ class World:
         requests: by id.
         live: unfinished requests in order of arrival.
         counts: how often what happened.
+        refused: calls of `BlockManager.allocate` that returned False since the last batch.
     """
 
     def __init__(self, scheduler: Scheduler, blocks: BlockManager, limits: Limits, salt: int = 0) -> None:
@@ -151,18 +161,31 @@ class World:
         self.in_flight: deque[Batch] = deque()
         self.unreported: set[str] = set()  # preempted since the last batch
         self.counts: Counter[str] = Counter()
+        self.refused: list[RefusedBlocks] = []
+        self._watch_refusals()
+
+    def _watch_refusals(self) -> None:
+        allocate = self.blocks.allocate
+
+        def watched(sequence: Sequence, num_tokens: int) -> bool:
+            given = allocate(sequence, num_tokens)
+            if not given:
+                self.refused.append(RefusedBlocks.of(self.blocks, sequence, num_tokens))
+            return given
+
+        self.blocks.allocate = watched  # type: ignore[method-assign]
 
     def add(
         self, prompt: list[int], max_tokens: int, *, stops: bool = False, has_grammar: bool = False,
-        params: SamplingParams | None = None,
+        params: SamplingParams | None = None, identity: bytes = b"",
     ) -> Request:  # fmt: skip
-        """Queue a request, cut to what fits into the cache."""
+        """Queue a request, cut to what fits into the cache. Its prefix is shared under this identity alone."""
         prompt = prompt[: self.limits.max_tokens]
         max_tokens = min(max_tokens, self.limits.max_tokens + 1 - len(prompt))
         name = f"r{len(self.requests)}"
         sequence = Sequence(
             name, prompt, params or SamplingParams(), max_tokens=max_tokens,
-            stop_token_ids=frozenset({STOP_TOKEN} if stops else ()),
+            stop_token_ids=frozenset({STOP_TOKEN} if stops else ()), cache_identity=identity,
         )  # fmt: skip
         request = Request(sequence, len(self.requests), self.salt)
         for token in prompt:
@@ -223,12 +246,14 @@ class World:
             started={r.sequence.request_id for r in self.live if r.sequence.num_output_tokens > 0},
         )
         batch = self.scheduler.schedule()
+        reason = self.scheduler.wait_reason()
         lost = {name for name in before.computed if not self.requests[name].holds_blocks}
         self.unreported |= lost
         self.counts["preemptions"] += len(lost)
         self.check_batch(batch, before, lost)
         if batch is None:
             assert self.in_flight or not self.live, f"nothing runs, though {len(self.live)} requests are unfinished"
+            self._check_reasons(Batch(), reason, gave_way=bool(lost))
             return None
         preempted = [sequence.request_id for sequence in batch.preempted]
         assert sorted(preempted) == sorted(self.unreported), "Batch.preempted is not who lost blocks since the last one"
@@ -240,7 +265,21 @@ class World:
         places = [names.index(name) for name in before.decoding if name in names]
         assert sorted(places) == list(range(len(places))), "decoding sequences must come before the others in a batch"
         self.counts["mixed"] += 0 < len(places) < len(names)
+        self._check_reasons(batch, reason, gave_way=bool(lost))
+        self.refused.clear()
         return batch
+
+    def _check_reasons(self, batch: Batch, reason: WaitReason | None, *, gave_way: bool) -> None:
+        waiting = [r.sequence.request_id for r in self.live if not r.holds_blocks]
+        untrue = untrue_wait(
+            reason, waiting, self.refused, gave_way=gave_way,
+            places_left=self.limits.max_num_seqs - len(self.live) + len(waiting),
+            budget_left=self.limits.budget - batch.total_tokens,
+        )  # fmt: skip
+        untrue = untrue or untrue_preemptions(batch, self.refused)
+        assert not untrue, untrue
+        if reason is not None:
+            self.counts[f"wait: {reason.cause}"] += 1
 
     def check_batch(self, batch: Batch | None, before: Plan, lost: set[str]) -> None:
         """What else must hold of a new batch.

@@ -17,6 +17,7 @@ from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
 from nanoflow.core.data.batch import AttentionInput, Batch
 from nanoflow.core.data.parallel import Group
+from nanoflow.core.data.reasons import WaitCause, WaitReason
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.registry.component import Component, NoOptions
 from nanoflow.plugins.attention.torch.backend import TorchAttention
@@ -109,6 +110,26 @@ class Stalls(FCFSScheduler):
         return [p for p in super().candidates() if p.sequence.num_uncomputed_tokens <= self.max_num_batched_tokens]
 
 
+class BlamesTheBudget(FCFSScheduler):
+    def wait_reason(self) -> WaitReason | None:
+        reason = super().wait_reason()
+        return reason and replace(reason, cause=WaitCause.NO_BUDGET, needed=1, free=0)
+
+
+class MiscountsTheLine(FCFSScheduler):
+    def wait_reason(self) -> WaitReason | None:
+        reason = super().wait_reason()
+        return reason and replace(reason, num_behind=reason.num_behind + 1)
+
+
+class BlamesTheVictim(FCFSScheduler):
+    def schedule(self) -> Batch | None:
+        batch = super().schedule()
+        if batch is not None:
+            batch.preempt_reasons = [replace(r, needed_by=r.request_id) for r in batch.preempt_reasons]
+        return batch
+
+
 # ---- block managers
 
 
@@ -139,9 +160,8 @@ class TrustsDigests(PrefixBlockManager):
 
 
 class SkipsTheLastToken(PrefixBlockManager):
-    def _cached_prefix(self, sequence: Sequence) -> list[int]:
-        longer = Sequence("", [*sequence.token_ids, 0], sequence.params, max_tokens=1)
-        return super()._cached_prefix(longer)
+    def _num_skippable_blocks(self, sequence: Sequence) -> int:
+        return len(sequence.token_ids) // self.block_size
 
 
 class KeepsWhatItRefused(PlainBlockManager):
@@ -160,6 +180,34 @@ class ForgetsIdleBlocks(PrefixBlockManager):
 class PromisesTooMuch(PrefixBlockManager):
     def match(self, sequence: Sequence) -> int:
         return min(super().match(sequence) + self.block_size, (sequence.num_tokens - 1) // self.block_size)
+
+
+class IgnoresIdentities(PrefixBlockManager):
+    def _keys(self, sequence: Sequence, num_blocks: int) -> list[Key]:
+        sequence.cache_identity = b""
+        return super()._keys(sequence, num_blocks)
+
+
+class LooksUpAgain(PrefixBlockManager):
+    def match(self, sequence: Sequence) -> int:
+        sequence.prefix_match = None
+        return super().match(sequence)
+
+
+class EvictsSilently(PrefixBlockManager):
+    def _evict(self) -> int:
+        told, self.on_evict = self.on_evict, None
+        block_id = super()._evict()
+        self.on_evict = told
+        return block_id
+
+
+class TellsOfEveryFree(PrefixBlockManager):
+    def free(self, sequence: Sequence) -> None:
+        blocks = list(sequence.block_table)
+        super().free(sequence)
+        for block in blocks if self.on_evict else ():
+            self.on_evict(block)
 
 
 class NeverFinds(PrefixBlockManager):

@@ -46,6 +46,9 @@ def run(suite: type[Suite], bug: type, test: str, **arguments: Any) -> None:
         (planted.HidesPreemptions, "test_random_loads", {"manager": "prefix", "depth": 1}, "Batch.preempted is not"),
         (planted.LooksAtValues, "test_values_of_tokens_do_not_matter", {}, None),
         (planted.EndsTwice, "test_a_lone_request", {"manager": "plain"}, "update returned a sequence twice"),
+        (planted.BlamesTheBudget, "test_random_loads", {"manager": "plain", "depth": 0}, "NO_BUDGET.* is not true"),
+        (planted.MiscountsTheLine, "test_random_loads", {"manager": "plain", "depth": 1}, "and [0-9]+ others wait"),
+        (planted.BlamesTheVictim, "test_random_loads", {"manager": "prefix", "depth": 1}, "no such refusal of blocks"),
         (planted.Stalls, "test_a_lone_request", {"manager": "plain"}, "nothing runs, though 1 requests are unfinished"),
     ],
 )  # fmt: skip
@@ -66,6 +69,11 @@ def test_schedulers(bug: type, test: str, arguments: dict[str, Any], words: str 
         (planted.KeepsWhatItRefused, "test_a_refusal_changes_nothing", {}, None),
         (planted.ForgetsIdleBlocks, "test_every_free_block_can_be_had", {"block_size": 2}, None),
         (planted.PromisesTooMuch, "test_match_is_what_allocate_takes", {}, None),
+        (planted.IgnoresIdentities, "test_identities_share_nothing", {}, None),
+        (planted.IgnoresIdentities, "test_random_loads", {"depth": 0}, "reads what is not its own"),
+        (planted.LooksUpAgain, "test_a_waiting_sequence_is_not_looked_up_again", {}, "calls with 40 blocks and"),
+        (planted.EvictsSilently, "test_every_eviction_is_told_once", {}, "after allocate"),
+        (planted.TellsOfEveryFree, "test_every_eviction_is_told_once", {}, "after commit and free"),
         (planted.NeverFinds, "test_full_blocks_are_found", {}, None),
     ],
 )

@@ -9,19 +9,18 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from itertools import count
 from typing import Any
 
 from nanoflow.core.api.options import config_from_options
 from nanoflow.core.config.engine_config import Config
-from nanoflow.core.config.errors import NanoflowError, RequestError, one_line
+from nanoflow.core.config.errors import NanoflowError, RequestError
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
+from nanoflow.core.data.messages import AbortRequest, Refusal
 from nanoflow.core.data.outputs import EngineStats, RequestOutput
 from nanoflow.core.engine.build import build_engine
 from nanoflow.core.engine.engine import Engine
 from nanoflow.core.engine.engine_thread import EngineThread
-from nanoflow.core.engine.output_processor import Update
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.text.prompts import Message, Prompt, encode, encode_chats
 
@@ -143,15 +142,15 @@ class AsyncLLM:
     ) -> AsyncGenerator[RequestOutput, None]:  # fmt: skip
         self._usable()  # this is run when the first output is asked for
         params = params or engine.default_params
-        engine.check_request(token_ids, params)
-        del engine
         name = str(next(self._numbers))
+        request = engine.admission.request(name, token_ids, params, text, params.output_kind)
+        del engine
         stream = Stream(
             name if request_id is None else request_id, keeps_all=params.output_kind is RequestOutputKind.DELTA
         )
         self._open(name, stream)
         try:
-            self._thread.submit(partial(self._add, name, token_ids, params, text))
+            self._thread.submit(request)
             while not stream.is_over:
                 yield await stream.next()
         finally:
@@ -179,7 +178,7 @@ class AsyncLLM:
             self._cancel(name)
 
     def _cancel(self, name: str) -> None:
-        self._thread.submit(lambda engine: engine.cancel(name))
+        self._thread.submit(AbortRequest(name))
 
     def _usable(self) -> Engine:
         """The engine, of which only what never changes may be used here; an error if it serves no more."""
@@ -195,21 +194,9 @@ class AsyncLLM:
         error.__cause__ = self._failure
         return error
 
-    # Called in the thread of the steps.
-
-    def _add(
-        self, name: str, token_ids: list[int], params: SamplingParams, text: str | None, engine: Engine
-    ) -> list[Update]:
-        """Queue a request. Whatever is wrong with it is told to its own reader: others go on."""
-        try:
-            engine.add_request(name, token_ids, params, text, params.output_kind)
-        except Exception as error:
-            self._post(self._take_refusal, name, error)
-        return []
-
     # Called in the outputs' thread.
 
-    def _post_outputs(self, outputs: list[RequestOutput]) -> None:
+    def _post_outputs(self, outputs: list[RequestOutput | Refusal]) -> None:
         """Hand outputs over, and wait until their readers had their turn."""
         seen = threading.Event()
         self._post(self._take_outputs, outputs, seen)
@@ -226,23 +213,19 @@ class AsyncLLM:
 
     # Called in the event loop.
 
-    def _take_outputs(self, outputs: list[RequestOutput], seen: threading.Event) -> None:
+    def _take_outputs(self, outputs: list[RequestOutput | Refusal], seen: threading.Event) -> None:
         for output in outputs:
             stream = self._streams.get(output.request_id)
-            if stream is not None:
+            if stream is None:
+                continue
+            if isinstance(output, Refusal):
+                stream.fail(RequestError(output.message))
+            else:
                 output.request_id = stream.request_id
                 stream.put(output)
                 if output.finished:
                     self._names.pop(stream.request_id, None)
         asyncio.get_running_loop().call_soon(seen.set)  # after the readers, who are in the queue already
-
-    def _take_refusal(self, name: str, error: Exception) -> None:
-        if not isinstance(error, NanoflowError):
-            refusal = RequestError(f"The request can't be served ({one_line(error)}); change it, or leave it out.")
-            refusal.__cause__ = error
-            error = refusal
-        if name in self._streams:
-            self._streams[name].fail(error)
 
     def _take_end(self) -> None:
         for stream in self._streams.values():
@@ -265,14 +248,14 @@ class Stream:
         self.request_id = request_id
         self.outputs: deque[RequestOutput] = deque(maxlen=None if keeps_all else 1)
         self.error: BaseException | None = None
-        self.news = asyncio.Event()
+        self.changed = asyncio.Event()
         self.ended = asyncio.Event()
         self.is_over = False
 
     def put(self, output: RequestOutput) -> None:
         """Add an output."""
         self.outputs.append(output)
-        self.news.set()
+        self.changed.set()
         if output.finished:
             self.ended.set()
 
@@ -281,11 +264,11 @@ class Stream:
         if not self.ended.is_set():
             self.error = error
             self.ended.set()
-            self.news.set()
+            self.changed.set()
 
     async def next(self) -> RequestOutput:
         """The next output; waits for it. Raises the error that ended the stream, once what came before was read."""
-        await self.news.wait()
+        await self.changed.wait()
         if not self.outputs:
             self.is_over = True
             assert self.error is not None
@@ -293,5 +276,5 @@ class Stream:
         output = self.outputs.popleft()
         self.is_over = output.finished
         if not self.outputs and self.error is None:
-            self.news.clear()
+            self.changed.clear()
         return output

@@ -18,6 +18,7 @@ from nanoflow.core.api.scoring import Pair, pairs
 from nanoflow.core.config.engine_config import Config
 from nanoflow.core.config.errors import NanoflowError, RequestError
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
+from nanoflow.core.data.messages import AddRequest
 from nanoflow.core.data.outputs import EngineStats, RequestOutput, Score
 from nanoflow.core.engine.build import build_engine
 from nanoflow.core.engine.engine import Engine
@@ -112,8 +113,7 @@ class LLM:
         Raises:
             RequestError: as in `generate`, at once.
         """
-        encoded = self._encoded(prompts)
-        return self._stream(encoded, self._checked(encoded, sampling_params))
+        return self._stream(self._checked(self._encoded(prompts), sampling_params, streams=True))
 
     def chat(
         self,
@@ -217,15 +217,18 @@ class LLM:
         return [self.encode(prompt, index) for index, prompt in enumerate(_listed(prompts, "prompts"))]
 
     def _checked(
-        self, prompts: list[EncodedPrompt], sampling_params: SamplingParams | list[SamplingParams] | None
-    ) -> list[SamplingParams]:
-        """Parameters for each prompt, once all prompts are known to be servable."""
+        self, prompts: list[EncodedPrompt], sampling_params: SamplingParams | list[SamplingParams] | None,
+        *, streams: bool = False,
+    ) -> list[AddRequest]:  # fmt: skip
+        """A request for each prompt, once all prompts are known to be servable; they have no ids yet."""
         engine = self.engine
         params = _params_for(engine.default_params if sampling_params is None else sampling_params, len(prompts))
-        for index, ((_, token_ids), param) in enumerate(zip(prompts, params, strict=True)):
+        requests = []
+        for index, ((text, token_ids), param) in enumerate(zip(prompts, params, strict=True)):
+            kind = param.output_kind if streams else RequestOutputKind.FINAL_ONLY
             with _naming_prompt(index, len(prompts)):
-                engine.check_request(token_ids, param)
-        return params
+                requests.append(engine.admission.request("", token_ids, param, text, kind))
+        return requests
 
     def _run(
         self,
@@ -233,22 +236,21 @@ class LLM:
         sampling_params: SamplingParams | list[SamplingParams] | None,
         use_tqdm: bool,
     ) -> list[RequestOutput]:
-        params = self._checked(prompts, sampling_params)
+        requests = self._checked(prompts, sampling_params)
         outputs: dict[int, RequestOutput] = {}
-        kinds = [RequestOutputKind.FINAL_ONLY] * len(prompts)
-        progress = Progress(self.engine.stats, len(prompts), enabled=use_tqdm)
-        with self._submitted(prompts, params, kinds) as inbox, progress:
-            while len(outputs) < len(prompts):
+        progress = Progress(self.engine.stats, len(requests), enabled=use_tqdm)
+        with self._submitted(requests) as inbox, progress:
+            while len(outputs) < len(requests):
                 self._step()
                 outputs.update(inbox)
                 inbox.clear()
                 progress.show(len(outputs))
-        return [outputs[index] for index in range(len(prompts))]
+        return [outputs[index] for index in range(len(requests))]
 
-    def _stream(self, prompts: list[EncodedPrompt], params: list[SamplingParams]) -> Iterator[RequestOutput]:
+    def _stream(self, requests: list[AddRequest]) -> Iterator[RequestOutput]:
         num_finished = 0
-        with self._submitted(prompts, params, [param.output_kind for param in params]) as inbox:
-            while num_finished < len(prompts):
+        with self._submitted(requests) as inbox:
+            while num_finished < len(requests):
                 if not inbox:
                     self._step()
                 while inbox:
@@ -258,22 +260,21 @@ class LLM:
                     yield output
 
     @contextmanager
-    def _submitted(
-        self, prompts: list[EncodedPrompt], params: list[SamplingParams], kinds: list[RequestOutputKind]
-    ) -> Iterator[Inbox]:
+    def _submitted(self, requests: list[AddRequest]) -> Iterator[Inbox]:
         """Queue requests; gives where `_step` puts their outputs. In the end, what is unfinished is aborted."""
         engine = self.engine
         first, inbox = engine.num_requests, Inbox()
-        request_ids = [str(first + index) for index in range(len(prompts))]
+        for index, request in enumerate(requests):
+            request.request_id = str(first + index)
         try:
-            for index, (request_id, (text, token_ids)) in enumerate(zip(request_ids, prompts, strict=True)):
-                engine.add_request(request_id, token_ids, params[index], text, kinds[index])
-                self._inboxes[request_id] = inbox, index
+            for index, request in enumerate(requests):
+                engine.submit(request)
+                self._inboxes[request.request_id] = inbox, index
             yield inbox
         finally:
-            for request_id in request_ids:
-                engine.abort(request_id)
-                self._inboxes.pop(request_id, None)
+            for request in requests:
+                engine.abort(request.request_id)
+                self._inboxes.pop(request.request_id, None)
 
     def _step(self) -> None:
         """One step of the engine, for all calls that are going on; each has its outputs put into its own inbox."""

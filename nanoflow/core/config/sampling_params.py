@@ -72,6 +72,11 @@ def _is_schema(value: object) -> bool:
         return False
 
 
+def _is_valid_text(value: object) -> bool:
+    """Whether this is a text that has bytes in UTF-8: one without lone surrogates."""
+    return isinstance(value, str) and value != "" and value == value.encode(errors="replace").decode()
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How the tokens of one request are chosen. Names, meanings and defaults follow vLLM's `SamplingParams`.
@@ -115,6 +120,7 @@ class SamplingParams:
     truncate_prompt_tokens: int | None = option(
         None, "use only so many last tokens of the prompt; -1: as many as leave room for max_tokens"
     )
+    cache_salt: str | None = option(None, "cached prefixes are shared only among requests with the same salt")
     priority: int = option(0, "who goes first with scheduler=priority: smaller is earlier")
     structured_outputs: StructuredOutputsParams | None = option(
         None, "what the output must match: one of json, regex, choice, grammar, json_object"
@@ -185,5 +191,7 @@ class SamplingParams:
         require(length is None or (is_int(length) and (length >= 1 or length == -1)), "truncate_prompt_tokens", length,
                 "an integer >= 1, -1 for what fits, or None")  # fmt: skip
         require(is_int(self.priority), "priority", self.priority, "an integer")
+        require(self.cache_salt is None or _is_valid_text(self.cache_salt), "cache_salt", self.cache_salt,
+                "a non-empty text in valid Unicode, or None")  # fmt: skip
         require(self.structured_outputs is None or isinstance(self.structured_outputs, StructuredOutputsParams),
                 "structured_outputs", self.structured_outputs, "a StructuredOutputsParams or None")  # fmt: skip

@@ -4,6 +4,7 @@ from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
 from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler
 from nanoflow.core.contracts.model import ModelArch, ModelContext
+from nanoflow.core.contracts.observer import Observer, ObserverContext
 from nanoflow.core.contracts.operations import OperationsContext, OperationSet
 from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
 
@@ -15,6 +16,8 @@ __all__ = [
     "ContinuousScheduler",
     "ModelArch",
     "ModelContext",
+    "Observer",
+    "ObserverContext",
     "OperationSet",
     "OperationsContext",
     "Scheduler",

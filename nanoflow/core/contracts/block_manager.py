@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from nanoflow.core.data.sequence import Sequence
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -30,12 +27,15 @@ class BlockManager(ABC):
         block_size: P, tokens in a block.
         num_queried_tokens: tokens of admitted sequences that were looked up in the prefix cache.
         num_hit_tokens: how many of those were found.
+        on_evict: called with the id of each block whose content could be found and can't be found any more, once, when
+            that happens; it must not call back. None, the default: nobody wants to know. Set by the engine.
     """
 
     num_blocks: int
     block_size: int
     num_queried_tokens: int = 0
     num_hit_tokens: int = 0
+    on_evict: Callable[[int], None] | None = None
 
     @property
     @abstractmethod
@@ -49,6 +49,9 @@ class BlockManager(ABC):
 
         The tokens after these are left to compute even if the cache holds them, since their logits are needed; the last
         one is always among them. Changes nothing that can be seen. 0 for a manager without a prefix cache.
+
+        Blocks are found only by sequences with the same `Sequence.cache_identity` as the one that filled them.
+        A waiting sequence is asked about in every step: what was found must not be looked up again, block by block.
         """
 
     @abstractmethod

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from nanoflow.core.config.engine_config import SchedulerConfig
 from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
 from nanoflow.core.data.batch import Batch
+from nanoflow.core.data.reasons import PreemptCause, PreemptReason, WaitCause, WaitReason
 from nanoflow.core.data.sequence import Sequence
 
 
@@ -36,6 +37,10 @@ class ContinuousScheduler(Scheduler):
     Attributes:
         num_steps: calls of `schedule` so far; a clock that runs alike whatever the machine.
         waiting, running: in order.
+        refused: the waiting sequence that found no blocks in the last call of `schedule`, and how many tokens it was to
+            have beside what the cache held.
+        budget_left: tokens that this call gave to nobody.
+        gave_way: whether it took blocks from running sequences.
     """
 
     def __init__(self, config: SchedulerConfig, context: SchedulerContext) -> None:
@@ -47,7 +52,11 @@ class ContinuousScheduler(Scheduler):
         self.unfinished: dict[str, Place] = {}
         self.waiting: list[Place] = []
         self.running: list[Place] = []
-        self.preempted: list[Sequence] = []  # since the last batch
+        self.preempted: list[Sequence] = []  # since the last batch, and why
+        self.preempt_reasons: list[PreemptReason] = []
+        self.refused: tuple[Sequence, int] | None = None
+        self.budget_left = 0
+        self.gave_way = False
 
     @abstractmethod
     def rank(self, sequence: Sequence) -> Any:
@@ -84,16 +93,36 @@ class ContinuousScheduler(Scheduler):
     def schedule(self) -> Batch | None:
         self.num_steps += 1
         batch = Batch()
-        chosen, preempted = self._choose_running()
+        num_preempted = len(self.preempted)
+        chosen = self._choose_running()
         for sequence, num_tokens in chosen.items():
             self._enter(batch, sequence, num_tokens)
-        if not preempted:  # blocks taken from one sequence must not go to one behind it
-            self._admit(batch, self.max_num_batched_tokens - sum(chosen.values()))
-        self.preempted += preempted
+        self.refused, self.budget_left = None, self.max_num_batched_tokens - sum(chosen.values())
+        self.gave_way = len(self.preempted) > num_preempted
+        if not self.gave_way:  # blocks taken from one sequence must not go to one behind it
+            self._admit(batch)
         if not batch.sequences:
             return None
         batch.preempted, self.preempted = self.preempted, []
+        batch.preempt_reasons, self.preempt_reasons = self.preempt_reasons, []
         return batch
+
+    def wait_reason(self) -> WaitReason | None:
+        if not self.waiting:
+            return None
+        first, num_behind = self.waiting[0].sequence.request_id, len(self.waiting) - 1
+        if self.gave_way:
+            return WaitReason(WaitCause.GAVE_WAY, first, num_behind=num_behind)
+        if self.refused is not None:
+            sequence, num_tokens = self.refused
+            needed = -(-(self.blocks.match(sequence) + num_tokens) // self.blocks.block_size)
+            free = self.blocks.num_free_blocks
+            return WaitReason(WaitCause.NO_BLOCKS, sequence.request_id, needed, free, num_behind)
+        if len(self.running) == self.max_num_seqs:
+            return WaitReason(WaitCause.MAX_NUM_SEQS, first, 1, 0, num_behind)
+        if self.budget_left == 0:
+            return WaitReason(WaitCause.NO_BUDGET, first, 1, 0, num_behind)
+        return WaitReason(WaitCause.BEHIND_OTHERS, first, num_behind=num_behind)
 
     def update(self, batch: Batch) -> list[Sequence]:
         finished = []
@@ -112,10 +141,9 @@ class ContinuousScheduler(Scheduler):
         _remove(self.running if place.sequence.block_table else self.waiting, place)
         self.blocks.free(place.sequence)
 
-    def _choose_running(self) -> tuple[dict[Sequence, int], list[Sequence]]:
-        """Tokens for each running sequence that can go on, decodes first, and those that had to give way."""
+    def _choose_running(self) -> dict[Sequence, int]:
+        """Tokens for each running sequence that can go on, decodes first; others may have to give way."""
         chosen: dict[Sequence, int] = {}
-        preempted: list[Sequence] = []
         budget = self.max_num_batched_tokens
         decodes, prefills = [], []
         for _, _, sequence in self.running:
@@ -129,34 +157,42 @@ class ContinuousScheduler(Scheduler):
             while not self.blocks.allocate(sequence, num_tokens):
                 victim = self.running.pop()
                 budget += chosen.pop(victim.sequence, 0)
-                self._preempt(victim)
-                preempted.append(victim.sequence)
+                self._preempt(victim, sequence, num_tokens)
                 if victim.sequence is sequence:
                     break
             else:
                 chosen[sequence] = num_tokens
                 budget -= num_tokens
-        return chosen, preempted
+        return chosen
 
-    def _preempt(self, place: Place) -> None:
-        self.blocks.free(place.sequence)
-        place.sequence.num_preemptions += 1
+    def _preempt(self, place: Place, needed_by: Sequence, num_tokens: int) -> None:
+        """Take its blocks from a running sequence, since there are not enough for `num_tokens` of `needed_by`."""
+        victim, size = place.sequence, self.blocks.block_size
+        needed = -(-(needed_by.num_computed_tokens + num_tokens) // size) - len(needed_by.block_table)
+        free = self.blocks.num_free_blocks
+        self.preempted.append(victim)
+        self.preempt_reasons.append(
+            PreemptReason(PreemptCause.NO_BLOCKS, victim.request_id, needed_by.request_id, needed, free)
+        )
+        self.blocks.free(victim)
+        victim.num_preemptions += 1
         insort(self.waiting, place)
 
-    def _admit(self, batch: Batch, budget: int) -> None:
+    def _admit(self, batch: Batch) -> None:
         """Start waiting sequences in order until the first that finds no room."""
-        if not self.waiting or budget == 0 or len(self.running) == self.max_num_seqs:
+        if not self.waiting or self.budget_left == 0 or len(self.running) == self.max_num_seqs:
             return
         for place in self.candidates():
             sequence = place.sequence
-            num_tokens = min(sequence.num_tokens - self.blocks.match(sequence), budget)
+            num_tokens = min(sequence.num_tokens - self.blocks.match(sequence), self.budget_left)
             if not self.blocks.allocate(sequence, num_tokens):
+                self.refused = sequence, num_tokens
                 return
             _remove(self.waiting, place)
             insort(self.running, place)
             self._enter(batch, sequence, num_tokens)
-            budget -= num_tokens
-            if budget == 0 or len(self.running) == self.max_num_seqs:
+            self.budget_left -= num_tokens
+            if self.budget_left == 0 or len(self.running) == self.max_num_seqs:
                 return
 
     def _enter(self, batch: Batch, sequence: Sequence, num_tokens: int) -> None:

@@ -1,6 +1,6 @@
 """For `engine.debug=true`: a scheduler and a block manager with every call checked against their contracts.
 
-What is checked is what the docstrings in `interfaces.py` say and can be seen from outside. Each wrapper answers like
+What is checked is what the docstrings of the contracts say and can be seen from outside. Each wrapper answers like
 what it wraps, so the engine is the same with and without them.
 """
 
@@ -12,8 +12,15 @@ from typing import NoReturn
 from nanoflow.core.config.engine_config import SchedulerConfig
 from nanoflow.core.config.errors import PluginError
 from nanoflow.core.contracts.block_manager import BlockManager
+from nanoflow.core.contracts.reason_checks import (
+    RefusedBlocks,
+    ReportedEvictions,
+    untrue_preemptions,
+    untrue_wait,
+)
 from nanoflow.core.contracts.scheduler import Scheduler
 from nanoflow.core.data.batch import Batch
+from nanoflow.core.data.reasons import WaitReason
 from nanoflow.core.data.sequence import Sequence
 
 
@@ -27,6 +34,7 @@ class CheckedBlockManager(BlockManager):
     Attributes:
         step: number of the step that is being planned; counted by `CheckedScheduler`.
         holders: how many sequences hold each block that is held.
+        refused: calls of `allocate` that returned False; emptied by `CheckedScheduler`.
 
     Raises:
         PluginError: from any call after which a promise of `BlockManager` does not hold.
@@ -40,6 +48,10 @@ class CheckedBlockManager(BlockManager):
         self.step = 0
         self.holders: Counter[int] = Counter()
         self.tables: dict[Sequence, list[int]] = {}  # what each sequence was given
+        self.num_committed: dict[Sequence, int] = {}  # blocks of each sequence
+        self.evictions = ReportedEvictions()
+        self.refused: list[RefusedBlocks] = []
+        blocks.on_evict = self._evicted
 
     @property
     def num_queried_tokens(self) -> int:  # type: ignore[override]
@@ -71,6 +83,7 @@ class CheckedBlockManager(BlockManager):
             self._fail(sequence, f"its block table is {table}, though it was given {before}")
         given = self.blocks.allocate(sequence, num_tokens)
         if not given:
+            self.refused.append(RefusedBlocks.of(self.blocks, sequence, num_tokens))
             if table != before:
                 self._fail(sequence, f"allocate returned False and changed its block table from {before} to {table}")
             return False
@@ -84,6 +97,7 @@ class CheckedBlockManager(BlockManager):
         num_shared = len(before) or sequence.num_computed_tokens // self.block_size
         if taken := [block for block in table[num_shared:] if block in self.holders and block not in before]:
             self._fail(sequence, f"allocate gave it blocks {taken}, which another sequence holds and writes to")
+        self._check_content(sequence, table[len(before) : num_shared], table[num_shared:])
         self.holders.update(table[len(before) :])
         self.tables[sequence] = list(table)
         self._check_free(sequence)
@@ -91,6 +105,9 @@ class CheckedBlockManager(BlockManager):
 
     def commit(self, sequence: Sequence) -> None:
         self.blocks.commit(sequence)
+        num_full = min(sequence.num_computed_tokens, len(sequence.token_ids)) // self.block_size
+        self.evictions.commit(sequence.block_table[self.num_committed.get(sequence, 0) : num_full])
+        self.num_committed[sequence] = num_full
         self._check_free(sequence)
 
     def free(self, sequence: Sequence) -> None:
@@ -98,14 +115,26 @@ class CheckedBlockManager(BlockManager):
         if sequence.block_table or sequence.num_computed_tokens:
             self._fail(sequence, f"free left {sequence}, not an empty block table and no computed tokens")
         self.holders -= Counter(self.tables.pop(sequence, []))
+        self.num_committed.pop(sequence, None)
         self._check_free(sequence)
+
+    def _check_content(self, sequence: Sequence, shared: list[int], own: list[int]) -> None:
+        """What a sequence got: blocks that hold its prefix, and those that it will fill."""
+        if wrong := self.evictions.share(shared) or self.evictions.hand_out(own):
+            self._fail(sequence, wrong)
+
+    def _evicted(self, block: int) -> None:
+        if wrong := self.evictions.evict(block):
+            self._fail(None, wrong)
+        if self.on_evict is not None:
+            self.on_evict(block)
 
     def _check_free(self, sequence: Sequence) -> None:
         free, held = self.blocks.num_free_blocks, len(self.holders)
         if free + held != self.num_blocks:
             self._fail(sequence, f"{free} blocks are free and {held} held, which is not {self.num_blocks}")
 
-    def _fail(self, sequence: Sequence, what: str) -> NoReturn:
+    def _fail(self, sequence: Sequence | None, what: str) -> NoReturn:
         raise PluginError(_sentence(self.plugin, self.step, sequence, what))
 
 
@@ -164,10 +193,13 @@ class CheckedScheduler(Scheduler):
         due = {s: s.num_uncomputed_tokens for s in self.unfinished.values()}
         computed = {s: s.num_computed_tokens for s in due if s.block_table}
         batch = self.scheduler.schedule()
-        self.unreported |= {s for s in computed if not s.block_table}
+        reason = self.scheduler.wait_reason()
+        lost = {s for s in computed if not s.block_table}
+        self.unreported |= lost
         if batch is None:
             if not self.num_in_flight and self.unfinished:
                 self._fail(next(iter(due)), f"nothing runs, though {len(due)} sequences are unfinished")
+            self._check_reasons(Batch(), reason, gave_way=bool(lost))
             return None
         self.num_in_flight += 1
         if not batch.sequences:
@@ -190,7 +222,12 @@ class CheckedScheduler(Scheduler):
             self._fail(wrong.pop(), "Batch.preempted is not who lost its blocks since the last batch")
         self.unreported = set()
         self._check_counts()
+        self._check_reasons(batch, reason, gave_way=bool(lost))
+        self.blocks.refused.clear()
         return batch
+
+    def wait_reason(self) -> WaitReason | None:
+        return self.scheduler.wait_reason()
 
     def update(self, batch: Batch) -> list[Sequence]:
         self.num_in_flight -= 1
@@ -205,6 +242,17 @@ class CheckedScheduler(Scheduler):
                 self._fail(sequence, f"it ended and keeps blocks {sequence.block_table}")
         self._check_counts()
         return ended
+
+    def _check_reasons(self, batch: Batch, reason: WaitReason | None, *, gave_way: bool) -> None:
+        """Whether it is true what the scheduler says about those that wait, and those that lost their blocks."""
+        waiting = [s.request_id for s in self.unfinished.values() if not s.block_table]
+        untrue = untrue_wait(
+            reason, waiting, self.blocks.refused, gave_way=gave_way,
+            places_left=self.limits.max_num_seqs - len(self.unfinished) + len(waiting),
+            budget_left=self.limits.budget - batch.total_tokens,
+        )  # fmt: skip
+        if untrue := untrue or untrue_preemptions(batch, self.blocks.refused):
+            self._fail(None, untrue)
 
     def _check_entry(self, batch: Batch, index: int, due: int, computed: int | None) -> None:
         """One entry of a batch, given what was to compute and what was computed (None: no blocks) before it."""

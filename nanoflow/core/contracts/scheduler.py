@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from nanoflow.core.data.batch import Batch
-from nanoflow.core.data.sequence import Sequence
-
-if TYPE_CHECKING:
-    pass
 from nanoflow.core.contracts.block_manager import BlockManager
+from nanoflow.core.data.batch import Batch
+from nanoflow.core.data.reasons import WaitReason
+from nanoflow.core.data.sequence import Sequence
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,8 @@ class Scheduler(ABC):
         Every sequence in it has had `BlockManager.allocate` for its tokens and is entered with `Batch.add`, decoding
         ones before the others. A sequence is taken only while `num_uncomputed_tokens` > 0, and one without blocks only
         while none of its tokens is in flight. Sequences whose blocks were freed to make room are listed in
-        `Batch.preempted`, or in that of the next batch if this call returns None.
+        `Batch.preempted`, or in that of the next batch if this call returns None; why may be said, for each of them, in
+        `Batch.preempt_reasons`.
         """
 
     @abstractmethod
@@ -68,6 +66,14 @@ class Scheduler(ABC):
         Returns the sequences of `batch` that ended with it (`is_finished`), their blocks freed, each exactly once.
         Sequences aborted, or ended by an earlier batch, are passed over.
         """
+
+    def wait_reason(self) -> WaitReason | None:
+        """Why the first of those that wait was left out by the last call of `schedule`, and how many wait behind it.
+
+        None if nobody waits. Called right after `schedule`, and only if somebody observes the engine, so that a reason
+        costs nothing else. By default a scheduler gives none.
+        """
+        return None
 
     @property
     @abstractmethod

@@ -1,12 +1,16 @@
-"""The data that flows through the engine: sequences, batches and outputs, and how tensors are split over ranks."""
+"""Data that flows through the engine: messages, sequences, batches, outputs; how tensors are split over ranks."""
 
 from nanoflow.core.data.batch import AttentionInput, Batch, Projection
+from nanoflow.core.data.messages import AbortRequest, AddRequest, Refusal, Stop, Update
 from nanoflow.core.data.outputs import CompletionOutput, EngineStats, Logprob, RequestMetrics, RequestOutput, Score
 from nanoflow.core.data.parallel import SINGLE_RANK, Group, ParallelContext, RankPartials, Shard, Share
+from nanoflow.core.data.reasons import PreemptCause, PreemptReason, WaitCause, WaitReason
 from nanoflow.core.data.sequence import Sequence
 
 __all__ = [
     "SINGLE_RANK",
+    "AbortRequest",
+    "AddRequest",
     "AttentionInput",
     "Batch",
     "CompletionOutput",
@@ -14,12 +18,19 @@ __all__ = [
     "Group",
     "Logprob",
     "ParallelContext",
+    "PreemptCause",
+    "PreemptReason",
     "Projection",
     "RankPartials",
+    "Refusal",
     "RequestMetrics",
     "RequestOutput",
     "Score",
     "Sequence",
     "Shard",
     "Share",
+    "Stop",
+    "Update",
+    "WaitCause",
+    "WaitReason",
 ]

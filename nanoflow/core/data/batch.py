@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+from nanoflow.core.data.reasons import PreemptReason
 from nanoflow.core.data.sequence import Sequence
 
 
@@ -25,6 +26,7 @@ class Batch:
         num_tokens: S counts of new tokens, each at least 1.
         samples: S flags: whether the chunk reaches the sequence's end, so that a token is sampled.
         preempted: sequences that lost their blocks since the previous batch.
+        preempt_reasons: why, one for each of them; empty if the scheduler gives none.
     """
 
     sequences: list[Sequence] = field(default_factory=list)
@@ -32,6 +34,7 @@ class Batch:
     num_tokens: list[int] = field(default_factory=list)
     samples: list[bool] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
+    preempt_reasons: list[PreemptReason] = field(default_factory=list)
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
         """Append the sequence's next `num_tokens` tokens, and count them as computed (`Sequence.advance`)."""

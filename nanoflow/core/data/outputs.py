@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, NamedTuple
 
 
 class Logprob(NamedTuple):
@@ -95,7 +92,7 @@ class Score:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Times of one request in seconds on `time.perf_counter`'s clock, and what happened to it.
+    """Times of one request in seconds on the engine's clock, `time.perf_counter` by default, and what happened to it.
 
     Attributes:
         arrival_time: when it was added.
@@ -122,7 +119,7 @@ class RequestOutput:
     Attributes:
         request_id: as given to `Engine.add_request`; `LLM.generate` numbers its requests.
         prompt: the prompt's text, None if it was given as token ids.
-        prompt_token_ids: the prompt's token ids.
+        prompt_token_ids: the prompt's token ids; one list for all outputs of a request.
         prompt_logprobs: for each of them, log-probabilities by token id: its own and those of the likeliest; None for
             the first, which nothing comes before, and for those before `prompt_logprobs_start`. None unless asked for.
         outputs: its completions.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -44,8 +43,10 @@ class Sequence:
         stop_token_ids: ids that end the request, end-of-sequence ids included unless ignored.
         bad_words: token ids of what its output must not hold.
         seed: 64-bit seed of its random numbers.
+        cache_identity: what cached blocks must agree in beside the tokens to be shared with it; empty for nothing.
         block_table: ids of its KV blocks in order; written by the block manager alone.
         prefix_keys: scratch space of the block manager; outlives preemption, since known tokens never change.
+        prefix_match: scratch space of the block manager: what it found in the cache when it was last asked.
         num_computed_tokens: leading tokens whose keys and values are in the cache, or will be when all submitted steps
             have run.
         num_in_flight: output tokens that submitted steps will bring.
@@ -59,14 +60,16 @@ class Sequence:
         finish_reason: None while unfinished, else `stop`, `length`, `abort` or `error`.
         stop_reason: the stop string or the stop token id that ended it, or what the error was; None for
             end-of-sequence, and where the grammar leaves no more to say.
+        arrival_time: when it was added, in seconds on the engine's clock; written by the engine alone.
+        first_token_time: when its first token reached the host, on the same clock; None before.
     """
 
     __slots__ = (
         "arrival_time",
         "bad_words",
         "block_table",
+        "cache_identity",
         "finish_reason",
-        "finish_time",
         "first_token_time",
         "grammar",
         "logprobs",
@@ -78,6 +81,7 @@ class Sequence:
         "num_prompt_tokens",
         "params",
         "prefix_keys",
+        "prefix_match",
         "prompt_logprobs",
         "request_id",
         "seed",
@@ -97,6 +101,8 @@ class Sequence:
         stop_token_ids: frozenset[int] = frozenset(),
         bad_words: Iterable[list[int]] = (),
         seed: int = 0,
+        cache_identity: bytes = b"",
+        arrival_time: float = 0.0,
     ) -> None:
         self.request_id = request_id
         self.token_ids = list(prompt_token_ids)
@@ -106,8 +112,10 @@ class Sequence:
         self.stop_token_ids = stop_token_ids
         self.bad_words = list(bad_words)
         self.seed = seed
+        self.cache_identity = cache_identity
         self.block_table: list[int] = []
         self.prefix_keys: list[Any] = []
+        self.prefix_match: Any = None
         self.num_computed_tokens = 0
         self.num_in_flight = 0
         self.num_cached_tokens = -1
@@ -120,9 +128,8 @@ class Sequence:
         self.grammar: Grammar | None = None
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
-        self.arrival_time = time.perf_counter()
+        self.arrival_time = arrival_time
         self.first_token_time: float | None = None
-        self.finish_time: float | None = None
 
     def __repr__(self) -> str:
         return (
@@ -173,6 +180,13 @@ class Sequence:
         """Whether the request ended, for whatever reason."""
         return self.finish_reason is not None
 
+    @property
+    def hides_last_token(self) -> bool:
+        """Whether the last token is a stop token that ended the request, and no part of the text."""
+        ended_by_token = self.finish_reason == "stop" and not isinstance(self.stop_reason, str)
+        in_text = self.params.include_stop_str_in_output
+        return ended_by_token and not in_text and self.token_ids[-1] in self.stop_token_ids
+
     def advance(self, num_tokens: int) -> bool:
         """Count `num_tokens` as computed by a step about to be submitted; True if that step samples a token."""
         if self.num_cached_tokens < 0:
@@ -193,8 +207,6 @@ class Sequence:
         """
         num_before = len(self.token_ids)
         self.num_in_flight -= 1
-        if num_before == self.num_prompt_tokens:
-            self.first_token_time = time.perf_counter()
         self._append(token_id)
         jumps = self.params.penalties is None and self.params.logprobs is None
         if self.grammar is not None and jumps and not self.is_finished:
@@ -229,4 +241,3 @@ class Sequence:
     def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         """End the request: `stop`, `length`, `abort` or `error`. The scheduler lets go of it at the next `update`."""
         self.finish_reason, self.stop_reason = reason, stop_reason
-        self.finish_time = time.perf_counter()

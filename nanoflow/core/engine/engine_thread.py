@@ -1,8 +1,8 @@
 """An engine that steps in a thread of its own, and a second thread that turns what it brings into outputs.
 
-The step loop does nothing but steps. Commands reach it through a queue and are carried out between two steps; what a
-step brought leaves through another queue. Text is decoded behind that one, mostly in compiled code that lets other
-threads run, while the loop is at its next step already.
+The step loop does nothing but steps. Commands reach it through a queue and are carried out between two steps; updates
+leave through another queue. Text is decoded behind that one, mostly in compiled code that lets other threads run, while
+the loop is at its next step already. Both queues carry plain data (`core/data/messages.py`).
 
 Python runs one thread at a time, so all that happens to outputs takes time from the step loop. It is kept to a share:
 after each round the second thread rests, and what steps bring meanwhile goes into one output a request. With few
@@ -16,17 +16,15 @@ import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import TypeAlias
 
+from nanoflow.core.data.messages import AddRequest, Command, Refusal, Stop, Update, merged
 from nanoflow.core.data.outputs import RequestOutput
 from nanoflow.core.engine.engine import Engine
-from nanoflow.core.engine.output_processor import Renderer, Update, merged
-
-Command: TypeAlias = "Callable[[Engine], list[Update]]"
+from nanoflow.core.engine.output_processor import OutputProcessor
 
 REST = 7  # how much longer than a round the outputs' thread rests after it
 LONGEST_REST = 0.1  # seconds
-PIECE = 32  # sequences
+PIECE = 32  # updates
 
 
 class EngineThread:
@@ -34,7 +32,8 @@ class EngineThread:
 
     Args:
         engine: with nothing to do yet.
-        deliver: called with a few outputs at a time, in the order of the steps. Returns when they have been seen to.
+        deliver: called with a few outputs and refusals at a time, in the order of the steps. Returns when they have
+            been seen to.
         end: called once, after all outputs: with None when stopped, or with the error that ended the engine.
 
     Both are called from a thread of this class.
@@ -43,35 +42,40 @@ class EngineThread:
     def __init__(
         self,
         engine: Engine,
-        deliver: Callable[[list[RequestOutput]], None],
+        deliver: Callable[[list[RequestOutput | Refusal]], None],
         end: Callable[[BaseException | None], None],
     ) -> None:
         self.deliver = deliver
         self.end = end
-        self.commands: SimpleQueue[Command | None] = SimpleQueue()  # None: stop
-        self.updates: SimpleQueue[list[Update] | None] = SimpleQueue()  # None: there are no more
+        self.commands: SimpleQueue[Command] = SimpleQueue()
+        self.updates: SimpleQueue[list[Update | Refusal] | None] = SimpleQueue()  # None: there are no more
+        self.output_processor = engine.output_processor
         self.stopped = threading.Event()  # the step loop has ended, and all its updates were taken
         self.failure: BaseException | None = None
         self.threads = [
             threading.Thread(target=self._step_loop, args=(engine,), name="nanoflow-steps", daemon=True),
-            threading.Thread(target=self._render_loop, args=(engine.render,), name="nanoflow-outputs", daemon=True),
+            threading.Thread(
+                target=self._output_loop, args=(self.output_processor,), name="nanoflow-outputs", daemon=True
+            ),
         ]
         for thread in self.threads:
             thread.start()
 
     def submit(self, command: Command) -> None:
-        """Carry out `command` before the next step. It must not raise; what it returns is rendered."""
+        """Carry out `command` before the next step. A request that can't be added comes back as a refusal."""
+        if isinstance(command, AddRequest):
+            self.output_processor.add(command)
         self.commands.put(command)
 
     def stop(self) -> None:
         """Abort what is unfinished and end both threads, which let go of the engine. May be called again."""
-        self.commands.put(None)
+        self.submit(Stop())
         for thread in self.threads:
             thread.join()
 
     def _step_loop(self, engine: Engine) -> None:
         try:
-            while self._obey(engine) and self.failure is None:
+            while self._carry_out_commands(engine) and self.failure is None:
                 if engine.has_unfinished:
                     self._pass_on(engine.advance())
             for request_id in list(engine.requests):
@@ -82,7 +86,7 @@ class EngineThread:
             engine.close()
             self.updates.put(None)
 
-    def _obey(self, engine: Engine) -> bool:
+    def _carry_out_commands(self, engine: Engine) -> bool:
         """Carry out the commands that wait, and wait for one if there is nothing else to do; False: stop."""
         wait = not engine.has_unfinished
         while True:
@@ -90,18 +94,18 @@ class EngineThread:
                 command = self.commands.get(block=wait)
             except Empty:
                 return True
-            if command is None:
+            if isinstance(command, Stop):
                 return False
-            self._pass_on(command(engine))
+            self._pass_on(engine.handle(command))
             wait = False
 
-    def _pass_on(self, updates: list[Update]) -> None:
+    def _pass_on(self, updates: list[Update | Refusal]) -> None:
         if updates:
             self.updates.put(updates)
 
-    def _next_updates(self) -> list[Update]:
+    def _next_updates(self) -> list[Update | Refusal]:
         """All updates that are there, merged, once there are any; none when there will be no more."""
-        updates: list[Update] = []
+        updates: list[Update | Refusal] = []
         while not self.stopped.is_set() and (not updates or not self.updates.empty()):
             some = self.updates.get()
             if some is None:
@@ -110,15 +114,15 @@ class EngineThread:
                 updates += some
         return merged(updates)
 
-    def _render_loop(self, render: Renderer) -> None:
+    def _output_loop(self, output_processor: OutputProcessor) -> None:
         try:
             while updates := self._next_updates():
                 start = time.perf_counter()
                 for first in range(0, len(updates), PIECE):
-                    if outputs := render(updates[first : first + PIECE]):
+                    if outputs := output_processor.process(updates[first : first + PIECE]):
                         self.deliver(outputs)
                 self.stopped.wait(min(LONGEST_REST, REST * (time.perf_counter() - start)))
         except BaseException as error:
             self.failure = error
-            self.commands.put(None)
+            self.submit(Stop())
         self.end(self.failure)

@@ -1,14 +1,15 @@
-"""Text and token ids: the tokenizer and its chat template, prompts, and stop strings in growing outputs."""
+"""Text and token ids: the tokenizer and its chat template, prompts, and text and stop strings of growing outputs."""
 
+from nanoflow.core.text.detokenizer import IncrementalDetokenizer
 from nanoflow.core.text.prompts import Message, Prompt, encode, encode_chats
-from nanoflow.core.text.stop_strings import OutputText
-from nanoflow.core.text.tokenizer import IncrementalDetokenizer, Tokenizer
+from nanoflow.core.text.stop_strings import StopStrings
+from nanoflow.core.text.tokenizer import Tokenizer
 
 __all__ = [
     "IncrementalDetokenizer",
     "Message",
-    "OutputText",
     "Prompt",
+    "StopStrings",
     "Tokenizer",
     "encode",
     "encode_chats",

@@ -1,96 +1,59 @@
-"""The text of a request's output, and the stop strings in it."""
+"""Stop strings in the text of an output that grows piece by piece."""
 
 from __future__ import annotations
 
-from nanoflow.core.data.sequence import Sequence
-from nanoflow.core.text.tokenizer import IncrementalDetokenizer, Tokenizer
 
-
-class OutputText:
-    """Text of one sequence's output. It is followed token by token only where stop strings have to be found.
+class StopStrings:
+    """Finds the first stop string in a growing text, and says what can be shown of it before.
 
     Args:
-        tokenizer: None leaves the text empty, and so does `SamplingParams.detokenize` where it is false.
-        sequence: whose output it is.
+        stop: what ends the text; none of them is empty.
+        include: keep the stop string that ended it in the text.
+
+    Attributes:
+        text: all pieces, cut at the stop string once one is complete.
+        found: that stop string; None before.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, sequence: Sequence) -> None:
-        params = sequence.params
-        self.tokenizer = tokenizer if params.detokenize else None
-        self.sequence = sequence
-        self.stop = params.stop or []
-        self.include_stop = params.include_stop_str_in_output
-        self.skip_special_tokens = params.skip_special_tokens
-        self.detokenizer: IncrementalDetokenizer | None = None
-        if self.tokenizer and self.stop:
-            self.detokenizer = IncrementalDetokenizer(self.tokenizer, skip_special_tokens=self.skip_special_tokens)
+    def __init__(self, stop: list[str], *, include: bool = False) -> None:
+        self.stop = stop
+        self.include = include
         self.text = ""
-        self.num_taken = 0  # tokens of the output whose text is in `text`, or held back by the detokenizer
+        self.found: str | None = None
+        self.longest = max(map(len, stop))
         self.num_searched = 0  # characters in which no stop string begins any more
-        self.num_shown = 0  # characters that `news` gave out
+        self.num_shown = 0  # characters that `delta` gave out
 
-    def update(self) -> None:
-        """Take the sequence's newest tokens; ends it, without those that follow, if a stop string is complete.
+    def add(self, piece: str, *, counts: bool = True) -> str | None:
+        """Take the next piece of text; returns the stop string that it completes, if there is one.
 
-        A stop string counts from the first token after `min_tokens` on, and text before that can't be part of one.
+        Where several are complete, the one that begins first wins. With `counts` false the text so far, this piece
+        included, can't be part of one.
         """
-        token_ids, num_prompt = self.sequence.token_ids, self.sequence.num_prompt_tokens
-        while self.detokenizer is not None and num_prompt + self.num_taken < len(token_ids):
-            self.num_taken += 1
-            if num_prompt + self.num_taken == len(token_ids) and self.hides_last_token:
-                return
-            self._take(token_ids[num_prompt + self.num_taken - 1])
-            if self.detokenizer is None:
-                del token_ids[num_prompt + self.num_taken :]
-
-    def _take(self, token_id: int) -> None:
-        assert self.detokenizer is not None
-        self.text += self.detokenizer.push(token_id)
-        if self.num_taken < self.sequence.params.min_tokens:
+        self.text += piece
+        if not counts:
             self.num_searched = len(self.text)
-            return
-        found = [(self.text.find(stop, self.num_searched), stop) for stop in self.stop]
-        found = [(place, stop) for place, stop in found if place >= 0]
-        if found:
-            place, stop = min(found)
-            self.text = self.text[: place + len(stop) if self.include_stop else place]
-            self.detokenizer = None
-            self.sequence.finish("stop", stop)
+            return None
+        places = [(self.text.find(stop, self.num_searched), stop) for stop in self.stop]
+        places = [(place, stop) for place, stop in places if place >= 0]
+        if places:
+            place, self.found = min(places)
+            self.text = self.text[: place + len(self.found) if self.include else place]
         else:
-            longest = max(map(len, self.stop))
-            self.num_searched = max(self.num_searched, len(self.text) - longest + 1)
+            self.num_searched = max(self.num_searched, len(self.text) - self.longest + 1)
+        return self.found
 
-    def news(self) -> str:
-        """Text that can be shown since the last call: what may yet become a stop string is held back.
-
-        Only for texts with stop strings. All of the rest comes once the sequence has ended.
-        """
-        end = len(self.text) - self._num_doubtful()
-        text = self.final() if self.sequence.is_finished else self.text[:end]
-        piece = text[self.num_shown :]
-        self.num_shown = len(text)
+    def delta(self, *, is_end: bool = False) -> str:
+        """Text to show since the last call. Before the end, what may yet become a stop string is held back."""
+        end = len(self.text) - (0 if is_end else self._num_held_back())
+        piece = self.text[self.num_shown : end]
+        self.num_shown = max(self.num_shown, end)
         return piece
 
-    def _num_doubtful(self) -> int:
+    def _num_held_back(self) -> int:
         """How many of the last characters are the beginning of a stop string."""
-        longest = min(max(map(len, self.stop)) - 1, len(self.text) - self.num_searched)
-        return next((n for n in range(longest, 0, -1) if self._may_become_stop(self.text[-n:])), 0)
+        most = min(self.longest - 1, len(self.text) - self.num_searched)
+        return next((n for n in range(most, 0, -1) if self._may_become_stop(self.text[-n:])), 0)
 
     def _may_become_stop(self, end: str) -> bool:
         return any(stop.startswith(end) for stop in self.stop)
-
-    def final(self) -> str:
-        """The whole text, once the sequence has ended."""
-        if self.stop:
-            return self.text + (self.detokenizer.flush() if self.detokenizer else "")
-        if self.tokenizer is None:
-            return ""
-        token_ids = self.sequence.output_token_ids[: -1 if self.hides_last_token else None]
-        return self.tokenizer.decode(token_ids, skip_special_tokens=self.skip_special_tokens)
-
-    @property
-    def hides_last_token(self) -> bool:
-        """Whether the last token is a stop token that ended the sequence, and no part of the text."""
-        sequence = self.sequence
-        ended_by_token = sequence.finish_reason == "stop" and not isinstance(sequence.stop_reason, str)
-        return ended_by_token and sequence.token_ids[-1] in sequence.stop_token_ids and not self.include_stop

@@ -1,4 +1,4 @@
-"""Text <-> token ids: the checkpoint's tokenizer, its chat template, and text that grows token by token."""
+"""Text <-> token ids: the checkpoint's tokenizer and its chat template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from nanoflow.core.config.errors import CheckpointError, RequestError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class Tokenizer:
@@ -128,51 +127,3 @@ class Tokenizer:
             return self.hf.encode(text, add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeError):
             raise RequestError(f"{what} {text!r:.60} is not valid Unicode; leave out lone surrogates.") from None
-
-
-class IncrementalDetokenizer:
-    """Text of a growing list of token ids, in pieces that never end within a character.
-
-    The pieces joined are the text of all ids, whatever the ids are. A window of tokens is decoded at a time, and the
-    part before it is settled (the method of text-generation-inference), because some tokenizers write a token
-    differently at the start of a text. An unfinished character decodes to replacement characters: those at the end are
-    held back until more tokens settle them. (Where tokens fall back to bytes, it spoils its finished neighbours too.)
-    """
-
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
-        self.tokenizer = tokenizer
-        self.skip_special_tokens = skip_special_tokens
-        self.window: list[int] = []
-        self.num_context = 0  # leading ids of the window whose text came before it
-        self.num_emitted = 0  # characters of the window's text that were given out, those of the context included
-
-    def push(self, token_id: int) -> str:
-        """Take one more id; returns the text that is settled by it, often its own, sometimes none."""
-        return self.settle(*map(self._decoded, self.extend([token_id])))
-
-    def extend(self, token_ids: list[int]) -> tuple[list[int], list[int]]:
-        """Take more ids; returns two lists of ids whose texts `settle` wants: the window, and its part to be kept."""
-        self.window += token_ids
-        return self.window, self.window[self.num_context :]
-
-    def settle(self, text: str, kept: str) -> str:
-        """The text that is settled by the ids taken, given the texts of what `extend` returned.
-
-        The two are apart so that many texts can be decoded in one call.
-        """
-        settled = len(text)
-        while settled > self.num_emitted and text[settled - 1] == REPLACEMENT:
-            settled -= 1
-        piece = text[self.num_emitted : settled]
-        self.num_emitted += len(piece)
-        if settled == len(text) and piece:  # all text is out: keep the newest ids as context for what follows
-            self.window = self.window[self.num_context :]
-            self.num_context, self.num_emitted = len(self.window), len(kept)
-        return piece
-
-    def flush(self) -> str:
-        """The text that was held back; to be called once, after the last id."""
-        return self._decoded(self.window)[self.num_emitted :]
-
-    def _decoded(self, token_ids: list[int]) -> str:
-        return self.tokenizer.decode(token_ids, skip_special_tokens=self.skip_special_tokens)

@@ -8,9 +8,9 @@ block before it, agree too, so that no collision can mix two prompts.
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import NamedTuple
 
 import xxhash
@@ -19,9 +19,16 @@ from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerCont
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.registry.component import NoOptions
 
+NUM_REMEMBERED = 1024  # blocks that were forgotten last; who was not asked about for longer is looked up anew
+
 
 class Key(NamedTuple):
-    """What a full block is looked up by: `digest` covers its tokens and all before them; `tokens` are its own."""
+    """What a full block is looked up by.
+
+    Attributes:
+        digest: covers its tokens and all before them.
+        tokens: its own; behind those of a first block, what else the prefix must agree in (`cache_identity`).
+    """
 
     digest: int
     tokens: bytes
@@ -36,24 +43,50 @@ class Block:
         key: None while it is blank, being filled, or no longer worth finding.
         prefix_id: stands for its tokens and all before them; equal ids mean equal prefixes.
         parent_id: `prefix_id` of the block before it, 0 for a first block.
+        depth: how many blocks come before it.
     """
 
     ref_count: int = 0
     key: Key | None = None
     prefix_id: int = 0
     parent_id: int = 0
+    depth: int = 0
+
+
+@dataclass(slots=True)
+class Match:
+    """What was found of a waiting sequence's prefix.
+
+    Attributes:
+        path: ids of the blocks in order.
+        num_forgotten: `PrefixBlockManager.num_forgotten` when it was last looked at.
+    """
+
+    path: list[int]
+    num_forgotten: int
 
 
 class PrefixBlockManager(BlockManager):
-    """Shares committed blocks, and evicts those that nobody holds in LRU order, the tail of a sequence first."""
+    """Shares committed blocks, and evicts those that nobody holds in LRU order, the tail of a sequence first.
+
+    Attributes:
+        blocks: by id.
+        blank: ids of blocks that are free and without content; taken from the end.
+        idle: ids of blocks that are free but findable, least recently used first.
+        cached: ids of findable blocks, by digest.
+        num_forgotten: how often a block became unfindable.
+        forgotten: id and depth of the last blocks of these.
+    """
 
     def __init__(self, config: NoOptions, context: BlockManagerContext) -> None:
         self.num_blocks = context.num_blocks
         self.block_size = context.block_size
         self.blocks = [Block() for _ in range(context.num_blocks)]
-        self.blank = list(reversed(range(context.num_blocks)))  # free and without content; taken from the end
-        self.idle: OrderedDict[int, None] = OrderedDict()  # free but findable, least recently used first
-        self.cached: dict[int, int] = {}  # digest -> block id
+        self.blank = list(reversed(range(context.num_blocks)))
+        self.idle: OrderedDict[int, None] = OrderedDict()
+        self.cached: dict[int, int] = {}
+        self.num_forgotten = 0
+        self.forgotten: deque[tuple[int, int]] = deque(maxlen=NUM_REMEMBERED)
         self.prefix_ids = count(1)
 
     @property
@@ -61,25 +94,29 @@ class PrefixBlockManager(BlockManager):
         return len(self.blank) + len(self.idle)
 
     def match(self, sequence: Sequence) -> int:
-        return len(self._cached_prefix(sequence)) * self.block_size
+        return self._look_up(sequence, self._num_skippable_blocks(sequence)) * self.block_size
 
     def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
         table = sequence.block_table
+        shared: list[int] = []
         if table:
-            shared: list[int] = []
             needed = -(-(sequence.num_computed_tokens + num_tokens) // self.block_size) - len(table)
             if needed <= 0:
                 return True
             if needed > self.num_free_blocks:
                 return False
         else:
-            shared = self._cached_prefix(sequence)
             needed = -(-num_tokens // self.block_size)  # shared blocks are full
-            if needed > self.num_free_blocks - sum(block_id in self.idle for block_id in shared):
+            if needed > self.num_free_blocks:
+                return False
+            num_shared = self._look_up(sequence, self._num_skippable_blocks(sequence))
+            shared = sequence.prefix_match.path[:num_shared]
+            if needed > self.num_free_blocks - sum(map(self.idle.__contains__, shared)):
                 return False
             self.num_queried_tokens += sequence.num_tokens
-            self.num_hit_tokens += len(shared) * self.block_size
-            sequence.num_computed_tokens = len(shared) * self.block_size
+            self.num_hit_tokens += num_shared * self.block_size
+            sequence.num_computed_tokens = num_shared * self.block_size
+            sequence.prefix_match = None
         for block_id in shared:
             self.idle.pop(block_id, None)
             self.blocks[block_id].ref_count += 1
@@ -100,8 +137,8 @@ class PrefixBlockManager(BlockManager):
             return
         keys = self._keys(sequence, num_full)
         parent_id = self.blocks[table[first - 1]].prefix_id if first else 0
-        for block_id, key in zip(table[first:num_full], keys[first:num_full], strict=True):
-            parent_id = self._register(block_id, key, parent_id)
+        for depth in range(first, num_full):
+            parent_id = self._register(table[depth], keys[depth], parent_id, depth)
 
     def free(self, sequence: Sequence) -> None:
         for block_id in reversed(sequence.block_table):
@@ -123,21 +160,46 @@ class PrefixBlockManager(BlockManager):
             start = index * self.block_size
             tokens = array("q", sequence.token_ids[start : start + self.block_size]).tobytes()
             parent = keys[-1].digest.to_bytes(8, "little") if keys else b""
+            if not keys:
+                tokens += sequence.cache_identity
             keys.append(Key(xxhash.xxh3_64_intdigest(parent + tokens), tokens))
         return keys
 
-    def _cached_prefix(self, sequence: Sequence) -> list[int]:
-        """Ids of cached blocks that hold the sequence's first tokens, none of which the model must see again."""
-        num_blocks = min(len(sequence.token_ids), sequence.num_skippable_tokens) // self.block_size
-        found: list[int] = []
-        parent_id = 0
-        for key in self._keys(sequence, num_blocks)[:num_blocks]:
-            block_id = self._find(key, parent_id)
+    def _num_skippable_blocks(self, sequence: Sequence) -> int:
+        """Leading blocks with known tokens, none of which the model must see again if the cache holds it."""
+        return min(len(sequence.token_ids), sequence.num_skippable_tokens) // self.block_size
+
+    def _look_up(self, sequence: Sequence, num_blocks: int) -> int:
+        """How many of the sequence's first `num_blocks` blocks are cached; `Sequence.prefix_match` says which.
+
+        What was found before is looked up again only as far as blocks were forgotten since.
+        """
+        found = sequence.prefix_match
+        if found is None:
+            found = sequence.prefix_match = Match([], self.num_forgotten)
+        self._drop_forgotten(found)
+        path = found.path
+        keys = self._keys(sequence, num_blocks)
+        parent_id = self.blocks[path[-1]].prefix_id if path else 0
+        for index in range(len(path), num_blocks):
+            block_id = self._find(keys[index], parent_id)
             if block_id is None:
                 break
-            found.append(block_id)
+            path.append(block_id)
             parent_id = self.blocks[block_id].prefix_id
-        return found
+        return min(len(path), num_blocks)
+
+    def _drop_forgotten(self, found: Match) -> None:
+        """Cut a match before its first block that was forgotten since."""
+        num_new = self.num_forgotten - found.num_forgotten
+        found.num_forgotten = self.num_forgotten
+        if num_new > len(self.forgotten):
+            found.path.clear()
+            return
+        path = found.path
+        for block_id, depth in islice(reversed(self.forgotten), num_new):
+            if depth < len(path) and path[depth] == block_id:
+                del path[depth:]
 
     def _find(self, key: Key, parent_id: int) -> int | None:
         block_id = self.cached.get(key.digest)
@@ -146,7 +208,7 @@ class PrefixBlockManager(BlockManager):
         block = self.blocks[block_id]
         return block_id if block.key == key and block.parent_id == parent_id else None
 
-    def _register(self, block_id: int, key: Key, parent_id: int) -> int:
+    def _register(self, block_id: int, key: Key, parent_id: int, depth: int) -> int:
         """Make a full block findable, unless its twin is; returns the id of the prefix that it ends."""
         block = self.blocks[block_id]
         twin = self._find(key, parent_id)
@@ -155,15 +217,20 @@ class PrefixBlockManager(BlockManager):
             return block.prefix_id
         if key.digest in self.cached:  # a collision, or a block whose parent was evicted: it can't be found any more
             self._forget(self.cached[key.digest])
-        block.key, block.parent_id, block.prefix_id = key, parent_id, next(self.prefix_ids)
+        block.key, block.parent_id, block.prefix_id, block.depth = key, parent_id, next(self.prefix_ids), depth
         self.cached[key.digest] = block_id
         return block.prefix_id
 
     def _forget(self, block_id: int) -> None:
+        """Make a block unfindable, and blank if nobody holds it."""
         block = self.blocks[block_id]
         assert block.key is not None
         del self.cached[block.key.digest]
         block.key = None
+        self.num_forgotten += 1
+        self.forgotten.append((block_id, block.depth))
+        if self.on_evict is not None:
+            self.on_evict(block_id)
         if block_id in self.idle:
             del self.idle[block_id]
             block.prefix_id = 0

@@ -7,6 +7,7 @@ digests alone, and what was evicted leaves nothing behind that can't be reached.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -21,8 +22,8 @@ class Node:
 
     Attributes:
         block_id: -1 for the root.
-        parent: None for the root.
-        key: its tokens.
+        parent: None for the root, and for a node that was evicted.
+        key: its tokens; behind those of a first block, what else the prefix must agree in (`cache_identity`).
         children: by their tokens.
         ref_count: sequences that hold it; its parent has at least as many.
     """
@@ -57,20 +58,29 @@ class RadixBlockManager(BlockManager):
         return len(self.blank) + len(self.idle)
 
     def match(self, sequence: Sequence) -> int:
-        return len(self._cached_path(sequence)) * self.block_size
+        return self._look_up(sequence, self._num_skippable_blocks(sequence)) * self.block_size
 
     def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
         table = sequence.block_table
-        admitted = not table
-        path = self._cached_path(sequence) if admitted else []
-        num_computed = len(path) * self.block_size if admitted else sequence.num_computed_tokens
-        needed = -(-(num_computed + num_tokens) // self.block_size) - len(path) - len(table)
-        if needed > self.num_free_blocks - sum(node.ref_count == 0 for node in path):
-            return False
-        if admitted:
+        path: list[Node] = []
+        if table:
+            needed = -(-(sequence.num_computed_tokens + num_tokens) // self.block_size) - len(table)
+            if needed > self.num_free_blocks:
+                return False
+        else:
+            needed = -(-num_tokens // self.block_size)  # shared blocks are full
+            if needed > self.num_free_blocks:
+                return False
+            num_shared = self._look_up(sequence, self._num_skippable_blocks(sequence))
+            path = sequence.prefix_match[:num_shared]
+            # Whoever holds a block holds those before it, so the idle ones are the last of the path.
+            num_idle = len(path) - bisect_left(path, True, key=lambda node: node.ref_count == 0)
+            if needed > self.num_free_blocks - num_idle:
+                return False
             self.num_queried_tokens += sequence.num_tokens
-            self.num_hit_tokens += num_computed
-            sequence.num_computed_tokens = num_computed
+            self.num_hit_tokens += num_shared * self.block_size
+            sequence.num_computed_tokens = num_shared * self.block_size
+            sequence.prefix_match = None
             self.paths[sequence] = path
         for node in path:
             node.ref_count += 1
@@ -108,20 +118,32 @@ class RadixBlockManager(BlockManager):
         """Tokens of the sequence's first `num_blocks` blocks, whose values must be known; at least so many."""
         keys: list[bytes] = sequence.prefix_keys
         for start in range(len(keys) * self.block_size, num_blocks * self.block_size, self.block_size):
-            keys.append(array("q", sequence.token_ids[start : start + self.block_size]).tobytes())
+            tokens = array("q", sequence.token_ids[start : start + self.block_size]).tobytes()
+            keys.append(tokens if keys else tokens + sequence.cache_identity)
         return keys
 
-    def _cached_path(self, sequence: Sequence) -> list[Node]:
-        """Nodes that hold the sequence's first tokens, none of which the model must see again."""
-        num_blocks = min(len(sequence.token_ids), sequence.num_skippable_tokens) // self.block_size
-        path: list[Node] = []
-        node: Node | None = self.root
-        for key in self._keys(sequence, num_blocks)[:num_blocks]:
-            node = node.children.get(key)
-            if node is None:
+    def _num_skippable_blocks(self, sequence: Sequence) -> int:
+        """Leading blocks with known tokens, none of which the model must see again if the cache holds it."""
+        return min(len(sequence.token_ids), sequence.num_skippable_tokens) // self.block_size
+
+    def _look_up(self, sequence: Sequence, num_blocks: int) -> int:
+        """How many of the sequence's first `num_blocks` blocks are cached; `Sequence.prefix_match` is their nodes.
+
+        What was found before is kept but for its end, as far as that was evicted: a leaf goes before its parent.
+        """
+        path: list[Node] = sequence.prefix_match or []
+        sequence.prefix_match = path
+        while path and path[-1].parent is None:
+            path.pop()
+        keys = self._keys(sequence, num_blocks)
+        node = path[-1] if path else self.root
+        for index in range(len(path), num_blocks):
+            child = node.children.get(keys[index])
+            if child is None:
                 break
-            path.append(node)
-        return path
+            path.append(child)
+            node = child
+        return min(len(path), num_blocks)
 
     def _evict(self) -> int:
         """Take the block of the least recently used leaf."""
@@ -129,4 +151,7 @@ class RadixBlockManager(BlockManager):
         assert not leaf.children
         assert leaf.parent is not None
         del leaf.parent.children[leaf.key]
+        leaf.parent = None
+        if self.on_evict is not None:
+            self.on_evict(leaf.block_id)
         return leaf.block_id

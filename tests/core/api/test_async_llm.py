@@ -56,10 +56,9 @@ async def collect(llm: AsyncLLM, params: SamplingParams, request_id: str | None 
 
 async def blocks_are_free(llm: AsyncLLM) -> None:
     """All that was submitted has been done, and no request is left."""
-    done = threading.Event()
-    llm._thread.submit(lambda engine: done.set() or [])
-    await asyncio.to_thread(done.wait)
     engine = engine_below(llm)
+    while engine.has_unfinished or not llm._thread.commands.empty():
+        await asyncio.sleep(0.001)
     assert not engine.has_unfinished
     assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
 
@@ -143,10 +142,11 @@ def test_abort(talker: AsyncLLM, way: str) -> None:
                     task.cancel()
                     with pytest.raises(asyncio.CancelledError):
                         await task
-            unfinished: list[str] = []
-            talker._thread.submit(lambda engine: unfinished.extend(engine.requests) or [])
+            while not talker._thread.commands.empty():  # what was submitted before was done before
+                await asyncio.sleep(0.001)
+            unfinished = list(engine_below(talker).requests)
             assert len((await other)[-1]["token_ids"]) == 200
-            assert len(unfinished) <= 1  # what was submitted before was done before
+            assert len(unfinished) <= 1
             await blocks_are_free(talker)
             assert (await collect(talker, says(), "mine"))[-1]["text"] == SAYING  # the id is free again
 
@@ -229,7 +229,7 @@ def test_a_grammar_that_breaks_harms_nobody(talker: AsyncLLM, monkeypatch: pytes
     run(test())
 
 
-@pytest.mark.parametrize("where", ["runner", "renderer"])
+@pytest.mark.parametrize("where", ["runner", "output processor"])
 def test_a_failure_reaches_every_waiter(talker: AsyncLLM, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         tasks = [asyncio.create_task(collect(talker, says(max_tokens=None))) for _ in range(5)]
@@ -242,7 +242,7 @@ def test_a_failure_reaches_every_waiter(talker: AsyncLLM, where: str, monkeypatc
         if where == "runner":
             monkeypatch.setattr(engine.runner, "submit", fail)
         else:
-            monkeypatch.setattr(engine.render, "_texts", fail)
+            monkeypatch.setattr(engine.output_processor, "_texts", fail)
         tasks += [asyncio.create_task(collect(talker, says(max_tokens=None))) for _ in range(5)]
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             assert isinstance(result, NanoflowError)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from nanoflow import LLM, RequestOutput, RequestOutputKind, SamplingParams
 from nanoflow.core.config.errors import NanoflowError, RequestError
+from nanoflow.core.data.messages import Update, merged
 from nanoflow.core.data.sequence import Sequence
-from nanoflow.core.engine.output_processor import Update, merged
-from nanoflow.core.text.stop_strings import OutputText
+from nanoflow.core.engine.stop_checker import StopChecker
 from nanoflow.core.text.tokenizer import Tokenizer
 from tests.core.checkpoints import Oracle
 from tests.core.running import engine_of, greedy, recorded
@@ -70,7 +70,7 @@ def test_several_steps_at_once(data: st.DataObject, tmp_path_factory: pytest.Tem
         updates += engine.advance() if engine.has_unfinished else []
         if engine.has_unfinished and data.draw(st.booleans()):
             continue
-        for output in engine.render(merged(updates)):
+        for output in engine.output_processor.process(merged(updates)):
             for completion in output.outputs:
                 key = output.request_id, completion.index
                 shown[key] = shown.get(key, "") * (output.request_id != "2") + completion.text
@@ -86,6 +86,28 @@ def test_an_output_stays_as_it_was(talker: LLM) -> None:
     kept = list(first["token_ids"])
     list(stream)
     assert first["token_ids"] == kept
+
+
+def test_the_prompt_is_not_copied_for_each_output(talker: LLM) -> None:
+    outputs = list(talker.stream([[1]], says(prompt_logprobs=0)))
+    assert {id(output.prompt_token_ids) for output in outputs} == {id(outputs[0].prompt_token_ids)}
+    assert {id(output.prompt_logprobs) for output in outputs} == {id(outputs[0].prompt_logprobs)}
+
+
+def test_log_probabilities_add_up(talker: LLM) -> None:
+    """A token at a time, and in the end the same as all at once."""
+    params = says(logprobs=1, n=2, temperature=5.0, seed=3)
+    (expected,) = talker.generate([[1]], params, use_tqdm=False)
+    last = [0.0, 0.0]
+    for output in talker.stream([[1]], params):
+        for completion in output.outputs:
+            assert completion.logprobs is not None
+            sums = [
+                candidates[i].logprob for i, candidates in zip(completion.token_ids, completion.logprobs, strict=True)
+            ]
+            assert completion.cumulative_logprob == pytest.approx(sum(sums))
+            last[completion.index] = completion.cumulative_logprob or 0.0
+    assert last == [completion.cumulative_logprob for completion in expected.outputs]
 
 
 def test_delta(talker: LLM) -> None:
@@ -126,25 +148,26 @@ def test_any_stop_strings(data: st.DataObject) -> None:
     stops = data.draw(st.lists(st.text("ab é日", min_size=1, max_size=4), min_size=1, max_size=3))
     ids = tokenizer().encode(text)
     sequence = Sequence("0", [1], SamplingParams(stop=stops, max_tokens=None), max_tokens=len(ids) + 1)
-    output = OutputText(tokenizer(), sequence)
+    checker = StopChecker(tokenizer())
+    checker.add(sequence)
     shown = ""
     for count, token_id in enumerate(ids, start=1):
         sequence.num_in_flight += 1
         sequence.append_token(token_id)
-        output.update()
-        shown += output.news()
+        checker.check([sequence])
+        shown += checker.delta(sequence)
         if sequence.is_finished:
             break
-        uniform_decode = text.encode()[:count].decode(errors="ignore")
-        held = uniform_decode[len(shown) :]
-        assert uniform_decode.startswith(shown)
+        whole = text.encode()[:count].decode(errors="ignore")
+        held = whole[len(shown) :]
+        assert whole.startswith(shown)
         assert all(not held[1:].startswith(stop) for stop in stops)
         assert not held or any(stop.startswith(held) for stop in stops)
         assert not any(stop.startswith(shown[-1:] + held) for stop in stops if shown)
     if not sequence.is_finished:
         sequence.finish("length")
-        shown += output.news()
-    assert shown == output.final()
+        shown += checker.delta(sequence)
+    assert shown == checker.texts["0"].stop_strings.text
 
 
 def test_streams_in_turns_and_a_call_between(talker: LLM) -> None:
@@ -168,7 +191,8 @@ def test_closing_a_stream_aborts_what_is_unfinished(talker: LLM, steps: int) -> 
     assert not engine.has_unfinished
     assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
     assert talker.generate([[1]], says(), use_tqdm=False)[0]["text"] == SAYING
-    assert (engine.owners, engine.followed, talker._inboxes) == ({}, set(), {})
+    assert (engine.owners, engine.incremental, engine.output_processor.requests) == ({}, set(), {})
+    assert (engine.stop_checker.texts, talker._inboxes) == ({}, {})
 
 
 def test_mistakes_are_told_at_once(talker: LLM) -> None:
@@ -181,14 +205,14 @@ def test_mistakes_are_told_at_once(talker: LLM) -> None:
         next(stream)
 
 
-def test_only_what_streams_is_rendered(talker: LLM) -> None:
+def test_only_what_streams_brings_updates(talker: LLM) -> None:
     """Requests that show only their end cost nothing in the steps before it."""
     engine = engine_of(talker)
     for index in range(3):
         engine.add_request(str(index), [1], says())
     for _ in range(8):
         assert engine.advance() == []
-    assert engine.followed == set()
+    assert engine.incremental == set()
 
 
 def test_the_prompts_logprobs_are_computed_once(oracle: Oracle) -> None:

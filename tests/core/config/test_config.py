@@ -42,6 +42,7 @@ SAMPLING_REFUSED: dict[str, list[Any]] = {
     "detokenize": [0, 1, None, "true"],
     "skip_special_tokens": [0, 1, None, "true"],
     "truncate_prompt_tokens": [0, -2, 1.5, "5", True, NAN],
+    "cache_salt": ["", 3, b"a", "\ud800"],
     "priority": [1.5, "1", None, True],
     "structured_outputs": ["a+", {"regex": "a+"}, True],
 }
@@ -78,6 +79,7 @@ SAMPLING_TAKEN: dict[str, list[Any]] = {
     "detokenize": [True, False],
     "skip_special_tokens": [True, False],
     "truncate_prompt_tokens": [None, 1, -1, 10**9],
+    "cache_salt": [None, "é 1"],
     "priority": [0, -5, 10**9],
     "structured_outputs": [None, StructuredOutputsParams(regex="a+")],
 }

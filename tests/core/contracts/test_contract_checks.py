@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from nanoflow.core.contracts.block_manager import BlockManagerContext
 from nanoflow.core.contracts.contract_checks import CheckedBlockManager, CheckedScheduler
 from nanoflow.core.contracts.scheduler import SchedulerContext
 from nanoflow.core.data.batch import Batch
+from nanoflow.core.data.reasons import WaitCause, WaitReason
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.registry.component import NoOptions
 from nanoflow.plugins.block_managers.plain import PlainBlockManager
@@ -172,6 +174,22 @@ class Forgetful(FCFSScheduler):
         return None
 
 
+class Excuses(FCFSScheduler):
+    def wait_reason(self) -> WaitReason | None:
+        reason = super().wait_reason()
+        return reason and replace(reason, cause=WaitCause.GAVE_WAY)
+
+
+class Framing(FCFSScheduler):
+    """Says that others needed more blocks than they did."""
+
+    def schedule(self) -> Batch | None:
+        batch = super().schedule()
+        if batch is not None:
+            batch.preempt_reasons = [replace(r, needed=r.needed + 1) for r in batch.preempt_reasons]
+        return batch
+
+
 SCHEDULERS = {
     Greedy: "with sequence 'r1': with it the batch has 12 tokens, more than max_num_batched_tokens=8",
     Crowded: "more than max_num_seqs=2",
@@ -185,6 +203,8 @@ SCHEDULERS = {
     Keeper: "with sequence 'r1': it was aborted and keeps blocks",
     Silent: "Batch.preempted is not who lost its blocks since the last batch",
     Blind: "in step 1: (num_running, num_waiting) is (0, 1), and (with, without blocks) (2, 1)",
+    Excuses: "in step 1: wait_reason says WaitReason(cause=<WaitCause.GAVE_WAY",
+    Framing: "is not true: there was no such refusal of blocks",
     Forgetful: "with sequence 'r1': abort returned None",
 }
 
@@ -246,6 +266,27 @@ class Moving(PlainBlockManager):
         return given
 
 
+class Chatty(PlainBlockManager):
+    def free(self, sequence: Sequence) -> None:
+        block = sequence.block_table[-1]
+        super().free(sequence)
+        self.on_evict(block)  # type: ignore[misc]
+
+
+class Repeating(PrefixBlockManager):
+    def _forget(self, block_id: int) -> None:
+        super()._forget(block_id)
+        self.on_evict(block_id)  # type: ignore[misc]
+
+
+class Secretive(PrefixBlockManager):
+    def _evict(self) -> int:
+        told, self.on_evict = self.on_evict, None
+        block_id = super()._evict()
+        self.on_evict = told
+        return block_id
+
+
 MANAGERS = {
     Leaky: "with sequence 'r1': 12 blocks are free and 3 held, which is not 16",
     Shared: "which is not 16",
@@ -253,6 +294,8 @@ MANAGERS = {
     Halfway: "allocate returned False and changed its block table",
     Dreamer: "in step 1 with sequence 'r0': match found 3 tokens",
     Clinging: "free left Sequence('r1'",
+    Chatty: "on_evict was called for block",
+    Repeating: "or for which it was called before",
     Moving: "allocate changed the blocks that it had",
 }
 
@@ -262,6 +305,14 @@ def test_a_block_manager_that_breaks_its_contract(blocks: type[Any]) -> None:
     with raises_sentence(PluginError, "block_manager=b broke its contract in step", MANAGERS[blocks]):
         for limits in (ROOMY, TIGHT, Limits(3, block_size=4, max_num_seqs=2, budget=16, depth=0)):
             run(checked(limits, blocks=blocks))
+
+
+def test_an_eviction_that_is_not_told() -> None:
+    scheduler = checked(TIGHT, blocks=Secretive)
+    run(scheduler)  # with prompts that share a block
+    scheduler.add(Sequence("all", [2] * 15, SamplingParams(), max_tokens=1))
+    with raises_sentence(PluginError, "with sequence 'all': it gave away blocks", "and did not call on_evict"):
+        run(scheduler, num_requests=0)
 
 
 @pytest.mark.parametrize("overlap", [False, True])

@@ -15,7 +15,7 @@ from nanoflow import SamplingParams
 from nanoflow.core.config.errors import RequestError
 from nanoflow.core.data.outputs import CompletionOutput
 from nanoflow.core.data.sequence import Sequence
-from nanoflow.core.text.stop_strings import OutputText
+from nanoflow.core.engine.stop_checker import StopChecker
 from nanoflow.core.text.tokenizer import Tokenizer
 from tests.core.running import greedy
 from tests.core.scripted import byte_level, scripted_llm
@@ -50,11 +50,12 @@ def test_any_stop_string(merges: bool, data: st.DataObject) -> None:
     stops = data.draw(st.lists(st.text("ab é日🎭", min_size=1, max_size=4), min_size=1, max_size=3))
     ids = tokenizer(merges).encode(text)
     sequence = Sequence("0", [1], SamplingParams(stop=stops, max_tokens=None), max_tokens=len(ids) + 1)
-    output = OutputText(tokenizer(merges), sequence)
+    checker = StopChecker(tokenizer(merges))
+    checker.add(sequence)
     for token_id in ids:
         sequence.num_in_flight += 1
         sequence.append_token(token_id)
-        output.update()
+        checker.check([sequence])
         if sequence.is_finished:
             break
     shown = [tokenizer(merges).hf.decode(ids[:count]) for count in range(len(ids) + 1)]
@@ -62,11 +63,13 @@ def test_any_stop_string(merges: bool, data: st.DataObject) -> None:
     completed = next((count for count, found in enumerate(places) if found), None)
     if completed is None:
         assert not sequence.is_finished
-        assert output.final() == text
+        sequence.finish("length")
+        assert checker.delta(sequence) == text
     else:
         assert (sequence.finish_reason, len(sequence.output_token_ids)) == ("stop", completed)
-        assert output.final() == text[: min(places[completed])]
-        assert text.startswith(output.final() + str(sequence.stop_reason))
+        final = checker.delta(sequence)
+        assert final == text[: min(places[completed])]
+        assert text.startswith(final + str(sequence.stop_reason))
 
 
 @pytest.mark.parametrize("merges", [False, True])

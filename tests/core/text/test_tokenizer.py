@@ -14,7 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nanoflow.core.config.errors import CheckpointError, RequestError
-from nanoflow.core.text.tokenizer import REPLACEMENT, IncrementalDetokenizer, Tokenizer
+from nanoflow.core.text.detokenizer import LONGEST_PENDING, REPLACEMENT, IncrementalDetokenizer, extend_all
+from nanoflow.core.text.tokenizer import Tokenizer
 from nanoflow.testing.checkpoints import edit_json
 from tests.core.scripted import byte_level, sentencepiece_like
 from tests.core.sentences import raises_sentence
@@ -34,7 +35,7 @@ def tokenizer(kind: str) -> Tokenizer:
 
 def pieces_of(tokenizer: Tokenizer, token_ids: list[int]) -> list[str]:
     detokenizer = IncrementalDetokenizer(tokenizer)
-    return [*(detokenizer.push(token_id) for token_id in token_ids), detokenizer.flush()]
+    return [*(detokenizer.push([token_id]) for token_id in token_ids), detokenizer.push([], is_end=True)]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "merges"])
@@ -69,7 +70,7 @@ def test_no_text_is_withheld(text: str) -> None:
     detokenizer = IncrementalDetokenizer(tokenizer("bytes"))
     shown = ""
     for place, token_id in enumerate(tokenizer("bytes").encode(text), start=1):
-        shown += detokenizer.push(token_id)
+        shown += detokenizer.push([token_id])
         finished = text.encode()[:place].decode(errors="ignore")
         assert finished.startswith(shown)
         assert len(finished) - len(shown) <= finished.count(REPLACEMENT)
@@ -86,14 +87,72 @@ def test_special_tokens_are_left_out() -> None:
     assert "".join(pieces_of(tokenizer("merges"), ids)) == "the end"
 
 
+def longest_window(detokenizer: IncrementalDetokenizer, token_ids: list[int]) -> int:
+    longest = 0
+    for token_id in token_ids:
+        detokenizer.push([token_id])
+        longest = max(longest, len(detokenizer.window))
+    return longest
+
+
 def test_work_per_token_does_not_grow() -> None:
     """A window is decoded, not the whole text."""
     detokenizer = IncrementalDetokenizer(tokenizer("merges"))
-    longest = 0
-    for token_id in tokenizer("merges").encode("To be, or not to be. " * 50):
-        detokenizer.push(token_id)
-        longest = max(longest, len(detokenizer.window))
-    assert longest <= 4
+    assert longest_window(detokenizer, tokenizer("merges").encode("To be, or not to be. " * 50)) <= 4
+
+
+@pytest.mark.parametrize("kind", ["bytes", "merges", "metaspace"])
+@pytest.mark.parametrize("what", ["halves", "stray bytes", "special tokens", "unknown ids"])
+def test_the_window_is_bounded(kind: str, what: str) -> None:
+    """Also while no text comes out whole, or none at all."""
+    one = tokenizer(kind)
+    half = one.encode("a🎭")[:-1][-3:]
+    token_ids = {
+        "halves": half * 300, "stray bytes": [half[1]] * 900, "special tokens": [one.hf.eos_token_id] * 900,
+        "unknown ids": [10**6] * 900,
+    }[what]  # fmt: skip
+    detokenizer = IncrementalDetokenizer(one)
+    detokenizer.push(one.encode("the end"))
+    assert longest_window(detokenizer, token_ids) <= 2 * LONGEST_PENDING
+
+
+@pytest.mark.parametrize("kind", ["bytes", "merges"])
+@given(data=st.data())
+def test_long_runs_that_are_no_text(kind: str, data: st.DataObject) -> None:
+    """Halves of characters and stray bytes, far more of them than a window holds, among some text; in any portions."""
+    one = tokenizer(kind)
+    parts = [one.encode("🎭")[:-1], one.encode("日")[-1:], one.encode("é"), one.encode("the"), [one.hf.eos_token_id]]
+    ids = [i for part in data.draw(st.lists(st.sampled_from(parts), min_size=10, max_size=60)) for i in part * 5]
+    detokenizer, text, start = IncrementalDetokenizer(one), "", 0
+    while start < len(ids):
+        count = data.draw(st.sampled_from([1, 1, 2, 3, 40]))
+        text += detokenizer.push(ids[start : start + count])
+        start += count
+    assert text + detokenizer.push([], is_end=True) == one.decode(ids)
+
+
+@pytest.mark.parametrize("portion", [1, 3, 20, 50])
+def test_long_runs_of_bytes_in_any_portions(portion: int) -> None:
+    """Characters that fall back to bytes, cut anywhere: none is given out in part."""
+    one = tokenizer("metaspace")
+    text = "the é日🎭" + "日本語🎭" * 40 + " end"
+    ids = one.encode(text)
+    detokenizer = IncrementalDetokenizer(one)
+    pieces = [detokenizer.push(ids[start : start + portion]) for start in range(0, len(ids), portion)]
+    pieces.append(detokenizer.push([], is_end=True))
+    assert "".join(pieces) == one.decode(ids) == text
+    assert not any(REPLACEMENT in piece for piece in pieces)
+
+
+def test_many_are_decoded_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, calls = tokenizer("merges"), []
+    decode_all = one.decode_all
+    monkeypatch.setattr(one, "decode_all", lambda *args, **options: calls.append(args) or decode_all(*args, **options))
+    texts = ["the end", "naïve", "日本語"]
+    work = [(IncrementalDetokenizer(one), one.encode(text), True) for text in texts]
+    assert extend_all(work) == texts
+    assert len(calls) == 1
+    assert extend_all([]) == []
 
 
 def test_folder_without_a_tokenizer(tmp_path: Path) -> None:

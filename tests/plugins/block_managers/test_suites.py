@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from nanoflow.testing import BlockManagerSuite
-from nanoflow.testing.world import START, World, chain
+from nanoflow.testing.world import START, World, beginning, chain
 
 
 class PlainWorld(World):
@@ -58,11 +58,12 @@ class RadixWorld(World):
             parent, digest = nodes.pop()
             for key, node in parent.children.items():
                 assert (node.parent, node.key) == (parent, key)
-                digests = [digest]
-                for token in array("q", key):
+                tokens, identity = key[: 8 * manager.block_size], key[8 * manager.block_size :]
+                digests = [beginning(identity) if parent is manager.root else digest]
+                for token in array("q", tokens):
                     digests.append(chain(digests[-1], token))
                 assert self.cache[node.block_id] == digests[1:], f"block {node.block_id} holds other tokens"
-                assert parent is manager.root or parent.ref_count >= node.ref_count
+                assert parent is manager.root or (parent.ref_count >= node.ref_count and not identity)
                 nodes.append((node, digests[-1]))
                 seen.append(node)
         for sequence, path in manager.paths.items():

@@ -1,0 +1,162 @@
+"""Request checking: from a prompt and sampling parameters to a request that can be served, or a sentence why not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import xxhash
+
+from nanoflow.core.config.errors import RequestError, shown
+from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
+from nanoflow.core.data.messages import AddRequest
+from nanoflow.core.sampling.structured_output import GrammarCompiler
+from nanoflow.core.text.tokenizer import Tokenizer
+
+# Fields of `SamplingParams` that take any integer, and mean the same when cut to 64 bits.
+INTEGERS = ("top_k", "logprobs", "prompt_logprobs", "prompt_logprobs_start", "truncate_prompt_tokens", "priority")
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Checks requests. It holds nothing that changes, so that it may be used from any thread.
+
+    Attributes:
+        tokenizer: None where the checkpoint has none.
+        grammars: tells whether there can be a grammar for what an output is to match.
+        vocab_size: V; token ids must lie below it.
+        max_model_len: most tokens in a sequence.
+        eos_token_ids: ids that end a request unless it ignores them.
+        num_blocks, block_size: of the KV cache.
+        default_params: how to sample where a caller says nothing.
+    """
+
+    tokenizer: Tokenizer | None
+    grammars: GrammarCompiler
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: frozenset[int]
+    num_blocks: int
+    block_size: int
+    default_params: SamplingParams
+
+    def request(
+        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, prompt: str | None = None,
+        output_kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY,
+    ) -> AddRequest:  # fmt: skip
+        """The command that queues a request.
+
+        Raises:
+            RequestError: it could never be served, with the numbers.
+        """
+        max_tokens = self.check(prompt_token_ids, params)
+        seeds = None if params.seed is None else [nth_seed(params.seed, index) for index in range(params.n)]
+        token_ids = list(self._truncated(prompt_token_ids, params))
+        return AddRequest(request_id, token_ids, _in_64_bits(params), max_tokens, seeds, prompt, output_kind)
+
+    def check(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
+        """The most tokens that the request may generate.
+
+        Raises:
+            RequestError: it could never be served, with the numbers.
+        """
+        prompt_token_ids = self._truncated(prompt_token_ids, params)
+        length = len(prompt_token_ids)
+        if length == 0:
+            raise RequestError("The prompt is empty; give at least one token.")
+        if length >= self.max_model_len:
+            raise RequestError(
+                f"The prompt has {length} tokens, but max_model_len is {self.max_model_len}, and at least one is for "
+                f"the output; shorten the prompt to {self.max_model_len - 1} tokens."
+            )
+        self._check_ids("", (min(prompt_token_ids), max(prompt_token_ids), *(params.stop_token_ids or ())))
+        self._check_ids("logit_bias: ", params.logit_bias or ())
+        self._check_ids("allowed_token_ids: ", params.allowed_token_ids or ())
+        if params.stop and self.tokenizer is None:
+            raise RequestError("Stop strings need a tokenizer, and the checkpoint has none; use stop_token_ids.")
+        if params.bad_words and self.tokenizer is None:
+            raise RequestError("bad_words need a tokenizer, and the checkpoint has none; use logit_bias.")
+        room = self.max_model_len - length
+        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        if params.min_tokens > max_tokens:
+            raise RequestError(
+                f"min_tokens must be at most {max_tokens}, which is what max_model_len ({self.max_model_len}) leaves "
+                f"for the output of a prompt of {length} tokens, got {shown(params.min_tokens)}."
+            )
+        if params.allowed_token_ids:
+            self._check_allowed(params)
+        self.bad_words(params)
+        if params.structured_outputs is not None:
+            self.grammars.check(params.structured_outputs)
+        # The last token is sampled and never computed, so it needs no place in the cache.
+        needed = length + max_tokens - 1
+        if -(-needed // self.block_size) > self.num_blocks:
+            raise RequestError(
+                f"The request needs a KV cache of {needed} tokens (prompt {length}, output up to {max_tokens}), but "
+                f"there are {self.num_blocks} blocks of {self.block_size} tokens; shorten the request, or raise "
+                f"engine.num_kv_blocks."
+            )
+        return max_tokens
+
+    def bad_words(self, params: SamplingParams) -> list[list[int]]:
+        """Token ids of what the output must not hold. What has an id past the model's can't be generated anyway."""
+        words = self.tokenizer.word_token_ids(params.bad_words) if self.tokenizer and params.bad_words else []
+        return [word for word in words if all(token_id < self.vocab_size for token_id in word)]
+
+    def stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
+        """Ids that end the request, end-of-sequence ids included unless ignored."""
+        return self._eos_token_ids(params).union(params.stop_token_ids or ())
+
+    def _eos_token_ids(self, params: SamplingParams) -> frozenset[int]:
+        return frozenset() if params.ignore_eos else self.eos_token_ids
+
+    def _check_allowed(self, params: SamplingParams) -> None:
+        """Whether some of `allowed_token_ids` is left to begin with."""
+        left = set(params.allowed_token_ids or ()) - {word[0] for word in self.bad_words(params) if len(word) == 1}
+        if not left:
+            raise RequestError("bad_words forbid all of allowed_token_ids; allow one more.")
+        if params.min_tokens and not left - self.stop_token_ids(params):
+            what = "All that bad_words leave of" if params.bad_words else "All of"
+            raise RequestError(
+                f"{what} allowed_token_ids are stop tokens, which min_tokens ({params.min_tokens}) forbids at first; "
+                f"allow one more."
+            )
+
+    def _truncated(self, prompt_token_ids: list[int], params: SamplingParams) -> list[int]:
+        """The part of the prompt that `truncate_prompt_tokens` leaves."""
+        length = params.truncate_prompt_tokens
+        if length is None:
+            return prompt_token_ids
+        if length == -1:
+            length = max(1, self.max_model_len - (params.max_tokens or 1))
+        return prompt_token_ids[-length:]
+
+    def _check_ids(self, where: str, token_ids: Iterable[int]) -> None:
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise RequestError(
+                    f"{where}Token id {shown(token_id)} is not in the vocabulary; "
+                    f"ids go from 0 to {self.vocab_size - 1}."
+                )
+
+
+def nth_seed(seed: int, index: int) -> int:
+    """The signed 64-bit seed of a request's completion: the first one's is the request's own."""
+    if index > 0:
+        seed = xxhash.xxh3_64_intdigest(f"{seed}/{index}".encode())
+    return (seed + 2**63) % 2**64 - 2**63
+
+
+def _in_64_bits(params: SamplingParams) -> SamplingParams:
+    """The same parameters with no integer of more than 64 bits."""
+    changes: dict[str, Any] = {}
+    for name in INTEGERS:
+        value = getattr(params, name)
+        if value is not None and not -(2**63) <= value < 2**63:
+            changes[name] = max(-(2**63), min(value, 2**63 - 1))
+    if params.seed is not None and not -(2**63) <= params.seed < 2**63:
+        changes["seed"] = nth_seed(params.seed, 0)
+    if params.max_tokens is not None and params.max_tokens >= 2**63:
+        changes["max_tokens"] = None
+    return replace(params, **changes) if changes else params
