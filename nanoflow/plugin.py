@@ -41,6 +41,10 @@ _NAMED = {
         "SchedulerConfig": "nanoflow.core.config.engine_config",
         "Sequence": "nanoflow.core.data.sequence",
         "Batch": "nanoflow.core.data.batch",
+        "PreemptCause": "nanoflow.core.data.reasons",
+        "PreemptReason": "nanoflow.core.data.reasons",
+        "WaitCause": "nanoflow.core.data.reasons",
+        "WaitReason": "nanoflow.core.data.reasons",
         "AttentionInput": "nanoflow.core.data.batch",
         "ParallelContext": "nanoflow.core.data.parallel",
         "Shard": "nanoflow.core.data.parallel",
@@ -90,6 +94,7 @@ if TYPE_CHECKING:
     from nanoflow.core.contracts import *
     from nanoflow.core.data.batch import AttentionInput, Batch, Projection
     from nanoflow.core.data.parallel import ParallelContext, RankPartials, Shard, Share
+    from nanoflow.core.data.reasons import PreemptCause, PreemptReason, WaitCause, WaitReason
     from nanoflow.core.data.sequence import Sequence
     from nanoflow.core.layers import *
     from nanoflow.core.ops import Operation, Ops

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import time
+from collections.abc import Callable
 
 from nanoflow.core.config.engine_config import Config
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.contracts.block_manager import BlockManagerContext
 from nanoflow.core.contracts.contract_checks import CheckedBlockManager, CheckedScheduler
+from nanoflow.core.contracts.observer import ObserverContext
 from nanoflow.core.contracts.scheduler import SchedulerContext
 from nanoflow.core.distributed.launch import end_process, form_rank_group
 from nanoflow.core.distributed.rank_group import Driver, RankGroup, Worker
@@ -21,8 +24,10 @@ from nanoflow.core.text.tokenizer import Tokenizer
 from nanoflow.core.warmup.precompile import precompiled
 
 
-def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, str]]:
-    """Build all parts of an engine, and start the other ranks that it needs.
+def build_engine(
+    config: Config, registry: Registry, clock: Callable[[], float] = time.perf_counter
+) -> tuple[Engine, dict[str, str]]:
+    """Build all parts of an engine, and start the other ranks that it needs. `clock` is the engine's; seconds.
 
     If torchrun started this process as another rank than 0, it ends when rank 0 lets go of its engine.
 
@@ -37,7 +42,7 @@ def build_engine(config: Config, registry: Registry) -> tuple[Engine, dict[str, 
         follow(config, registry, rank_group)
         end_process(0)
     try:
-        engine, made_of = _build_engine(config, registry, rank_group)
+        engine, made_of = _build_engine(config, registry, rank_group, clock)
     except BaseException as error:
         try:
             if isinstance(error, RuntimeError):  # such as of a sum that a rank was missing for
@@ -70,7 +75,9 @@ def follow(config: Config, registry: Registry, rank_group: Worker) -> None:
             raise
 
 
-def _build_engine(config: Config, registry: Registry, rank_group: RankGroup) -> tuple[Engine, dict[str, str]]:
+def _build_engine(
+    config: Config, registry: Registry, rank_group: RankGroup, clock: Callable[[], float]
+) -> tuple[Engine, dict[str, str]]:
     options = config.engine
     plan = make_plan(config, registry, rank_group)
     runner, num_blocks, names = _build_runner(config, registry, plan, rank_group)
@@ -89,6 +96,11 @@ def _build_engine(config: Config, registry: Registry, rank_group: RankGroup) -> 
     vocab_size = runner.model.vocab_size
     of_tokenizer = tokenizer.eos_token_id if tokenizer else None
     eos_token_ids = hub.eos_token_ids(plan.folder, plan.hf_config, vocab_size, of_tokenizer)
+    limits = plan.limits
+    observers = registry.build_several(
+        "observers", config.plugins.get("observers"),
+        ObserverContext(clock, num_blocks, options.block_size, limits.max_num_seqs, limits.budget),
+    )  # fmt: skip
     overlap = plan.device.type != "cpu" if options.overlap is None else options.overlap
     from_checkpoint = options.generation_config == "auto"
     engine = Engine(
@@ -102,6 +114,8 @@ def _build_engine(config: Config, registry: Registry, rank_group: RankGroup) -> 
         default_params=hub.sampling_params(plan.folder) if from_checkpoint else SamplingParams(),
         seed=options.seed,
         depth=1 if overlap else 0,
+        clock=clock,
+        observers=observers,
     )
     return engine, {
         "checkpoint": str(config.checkpoint),

@@ -14,6 +14,7 @@ from nanoflow.core.config.engine_config import Choice, PluginChoice, SchedulerCo
 from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
 from nanoflow.core.contracts.model import ModelArch, ModelContext
+from nanoflow.core.contracts.observer import Observer, ObserverContext
 from nanoflow.core.contracts.operations import OperationsContext, OperationSet
 from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
 
@@ -85,4 +86,5 @@ ROLES = table(
     Role("scheduler", "nanoflow_schedulers", Scheduler, SchedulerContext, "fcfs", options=SchedulerConfig),
     Role("block_manager", "nanoflow_block_managers", BlockManager, BlockManagerContext, "prefix"),
     Role("operations", "nanoflow_operations", OperationSet, OperationsContext, (), "several", promise="experimental"),
+    Role("observers", "nanoflow_observers", Observer, ObserverContext, cardinality="several"),
 )  # fmt: skip
