@@ -15,7 +15,7 @@ from nanoflow.core.engine.engine import Engine
 from nanoflow.core.execution.build_runner import build_runner
 from nanoflow.core.execution.model_runner import ModelRunner
 from nanoflow.core.execution.plan import Plan, device_name, make_plan
-from nanoflow.core.loading import hub
+from nanoflow.core.loading.generation_config import eos_token_ids, sampling_params
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.text.tokenizer import Tokenizer
 from nanoflow.core.warmup.precompile import precompiled
@@ -88,7 +88,6 @@ def _build_engine(config: Config, registry: Registry, rank_group: RankGroup) -> 
     tokenizer = Tokenizer.load(plan.folder)
     vocab_size = runner.model.vocab_size
     of_tokenizer = tokenizer.eos_token_id if tokenizer else None
-    eos_token_ids = hub.eos_token_ids(plan.folder, plan.hf_config, vocab_size, of_tokenizer)
     overlap = plan.device.type != "cpu" if options.overlap is None else options.overlap
     from_checkpoint = options.generation_config == "auto"
     engine = Engine(
@@ -98,8 +97,8 @@ def _build_engine(config: Config, registry: Registry, rank_group: RankGroup) -> 
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         max_model_len=plan.max_model_len,
-        eos_token_ids=eos_token_ids,
-        default_params=hub.sampling_params(plan.folder) if from_checkpoint else SamplingParams(),
+        eos_token_ids=eos_token_ids(plan.folder, plan.hf_config, vocab_size, of_tokenizer),
+        default_params=sampling_params(plan.folder) if from_checkpoint else SamplingParams(),
         seed=options.seed,
         depth=1 if overlap else 0,
     )

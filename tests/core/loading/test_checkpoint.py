@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from nanoflow import LLM, SamplingParams
 from nanoflow.core.config.errors import CheckpointError, ConfigError, PluginError
-from nanoflow.core.loading.hub import eos_token_ids
+from nanoflow.core.loading.generation_config import eos_token_ids
 from nanoflow.testing.checkpoints import edit_json
 from tests.core.checkpoints import Oracle
 from tests.core.running import check, greedy
@@ -154,7 +154,7 @@ def test_unknown_tensor(folder: Path) -> None:
 
 
 def test_more_layers_than_the_config_says(folder: Path) -> None:
-    edit_json(folder / "config.json", lambda c: c.update(num_hidden_layers=1))
+    edit_json(folder / "config.json", lambda c: c.update(num_hidden_layers=1, layer_types=None))
     with raises_sentence(CheckpointError, "holds 'model.layers.1.", "no place for"):
         load(folder)
 
