@@ -115,7 +115,8 @@ def _scaled(
     # Their formulas are many, run once, and are kept up to date by transformers.
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    settings = {**hf_config, "rope_parameters": parameters, "head_dim": head_dim}
+    sizes = {"hidden_size": head_dim, "num_attention_heads": 1}  # are looked up, but head_dim is what counts
+    settings = {**sizes, **hf_config, "rope_parameters": parameters, "head_dim": head_dim}
     config = SimpleNamespace(**settings, standardize_rope_params=lambda: None)
     try:
         inv_freq, factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, device)

@@ -121,9 +121,7 @@ def odd_rope(random: random.Random, config: dict[str, Any]) -> Odd:
 
 
 def _rope_settings(random: random.Random) -> dict[str, Any]:
-    rope_type = random.choice(
-        ["default", "linear", "dynamic", "yarn", "yarn", "llama3", "proportional", "longrope", "x"]
-    )
+    rope_type = random.choice(["default", "linear", "dynamic", "yarn", "yarn", "llama3", "proportional", "longrope"])
     settings: dict[str, Any] = {}
     for key in random.choice([["type"], ["rope_type"], ["rope_type"], ["type", "rope_type"], []]):
         settings[key] = rope_type
