@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 
 from nanoflow.core.config.engine_config import Config
 from nanoflow.core.config.sampling_params import SamplingParams
@@ -60,7 +61,9 @@ def follow(config: Config, registry: Registry, rank_group: Worker) -> None:
         Exception: whatever went wrong; rank 0 has been told.
     """
     try:
-        runner = _build_runner(config, registry, make_plan(config, registry, rank_group), rank_group)[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # rank 0 says it
+            runner = _build_runner(config, registry, make_plan(config, registry, rank_group), rank_group)[0]
         while True:
             runner.follow(rank_group.receive())
     except EOFError:

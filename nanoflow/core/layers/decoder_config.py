@@ -33,7 +33,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 LAYER_TYPES = {FULL: FULL, "attention": FULL, SLIDING: SLIDING}
 
 
-def completed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
+def completed(config: dict[str, Any], defaults: Mapping[str, Any]) -> Any:
     """A config.json with all defaults; of its own type, which may have something to say of other missing keys.
 
     null counts as left out, except where it says that there is no window.
@@ -46,9 +46,9 @@ def completed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
     Raises:
         CheckpointError: a value that can't be, or values that don't fit together.
     """
-    given = {key: value for key, value in config.items() if value is not None or key in KEEPS_NULL}
+    given = type(config)({key: value for key, value in config.items() if value is not None or key in KEEPS_NULL})
     _check_values({**defaults, **given})
-    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    heads, hidden = given["num_attention_heads"], given["hidden_size"]
     everywhere = {
         "hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "num_key_value_heads": heads,
         "head_dim": hidden // heads,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -31,17 +32,15 @@ ON_TOP: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("on_top", ON_TOP)
-@pytest.mark.parametrize(("older", "newer"), itertools.product(SETTINGS, SETTINGS))
-def test_settings_in_two_places(older: Any, newer: Any, on_top: dict[str, Any]) -> None:
-    def config() -> dict[str, Any]:
-        places = {"rope_scaling": older and dict(older), "rope_parameters": newer and dict(newer)}
-        return {**POSITIONS, **on_top, **{key: value for key, value in places.items() if value is not None}}
-
-    theirs = LlamaRotaryEmbedding(LlamaConfig(hidden_size=4 * HEAD_DIM, num_attention_heads=4, **config()))
-    inv_freq, factor = inverse_frequencies(config(), HEAD_DIM)
-    torch.testing.assert_close(inv_freq, theirs.inv_freq)
-    assert factor == pytest.approx(theirs.attention_scaling)
+@pytest.mark.parametrize("older", SETTINGS)
+def test_settings_in_two_places(older: dict[str, Any] | None) -> None:
+    for newer, on_top in itertools.product(SETTINGS, ON_TOP):
+        places = {"rope_scaling": older, "rope_parameters": newer}
+        config = {**POSITIONS, **on_top, **{key: value for key, value in places.items() if value is not None}}
+        theirs = LlamaRotaryEmbedding(LlamaConfig(hidden_size=4 * HEAD_DIM, num_attention_heads=4, **deepcopy(config)))
+        inv_freq, factor = inverse_frequencies(config, HEAD_DIM)
+        torch.testing.assert_close(inv_freq, theirs.inv_freq)
+        assert factor == pytest.approx(theirs.attention_scaling)
 
 
 @pytest.mark.parametrize(

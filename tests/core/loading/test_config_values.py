@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,7 @@ def test_null_is_left_out_except_where_it_means_none() -> None:
 ODD_VALUES: list[dict[str, Any]] = [
     *({key: value} for key in ("num_hidden_layers", "max_position_embeddings", "vocab_size", "hidden_size", "head_dim",
                                "num_attention_heads", "intermediate_size") for value in (10**9, 2**63, 10**400, 0)),
+    {"hidden_size": None}, {"num_attention_heads": None}, {"max_position_embeddings": None}, {"vocab_size": None},
     *({"architectures": value} for value in (5, "Qwen3ForCausalLM", [5], {"a": 1}, [["a"]])),
     {"max_position_embeddings": "256"}, {"max_position_embeddings": 256.0}, {"vocab_size": 2**24, "hidden_size": 2**17},
     {"rope_parameters": 5}, {"rope_parameters": [1]}, {"rope_parameters": {"rope_theta": "1e4"}},
@@ -184,6 +187,43 @@ def test_more_chosen_experts_than_there_are(oracle: Oracle, tmp_path: Path) -> N
     edit_json(folder / "config.json", lambda c: c.update(num_experts_per_tok=8))
     with raises_sentence(CheckpointError, "num_experts_per_tok=8 of 7 experts"):
         LLM(str(folder), num_kv_blocks=8)
+
+
+ANY: list[Any] = [
+    None, "", "x", "16", 0, -1, 1, 2, 3, 7, 1.5, 1e308, float("nan"), float("inf"), 10**9, 2**63, 10**400, True, False,
+    [], [1], ["a"], [None], {}, {"a": 1}, {"rope_type": "yarn"}, {"factor": -1}, "a" * 10_000, [[[]]], "\ud800", "\n",
+]  # fmt: skip
+MORE_KEYS = (
+    "sliding_window", "rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings",
+    "layer_types", "torch_dtype", "transformers_weights", "num_local_experts", "mlp_only_layers",
+)  # fmt: skip
+
+
+def refusal(folder: Path) -> str | None:
+    """Why no engine can be built; None if one can."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            LLM(str(folder), num_kv_blocks=8).close()
+    except NanoflowError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("num_values", [3, pytest.param(len(ANY), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["plain", "llama", "mistral", "qwen3_moe"])
+def test_any_value_is_served_or_refused(name: str, num_values: int, oracle: Oracle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(oracle(name).folder, tmp_path / "checkpoint"))
+    config = json.loads((folder / "config.json").read_text())
+    draw = random.Random(num_values)
+    answers: list[str | None] = []
+    for key in dict.fromkeys([*config, *MORE_KEYS]):
+        for value in draw.sample(ANY, num_values):
+            (folder / "config.json").write_text(json.dumps(config | {key: value}))
+            answers.append(refusal(folder))
+            assert answers[-1] is None or "could not be built" not in answers[-1], f"{key}={value}: {answers[-1]}"
+            assert len(answers[-1] or "") < 700, f"{key}={value}: {answers[-1]}"
+    assert 0 < answers.count(None) < len(answers)
 
 
 def test_an_adapters_folder_inside_is_no_matter(folder: Path) -> None:

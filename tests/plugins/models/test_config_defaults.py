@@ -25,6 +25,7 @@ MODELS = {"llama": Llama, "mistral": Mistral, "qwen2": Qwen2, "qwen3": Qwen3, "q
 TINY = {"vocab_size": 16, "hidden_size": 64, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 32,
         "head_dim": 2, "max_position_embeddings": 8192, "num_experts": 2, "num_experts_per_tok": 1}  # fmt: skip
 GONE = "gone"
+REGISTRY = Registry.load(extra=[])
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -32,7 +33,7 @@ def windows(model_type: str, values: dict[str, Any]) -> tuple[int | None, ...]:
     """A model's, at 8,192 tokens."""
     hf_config = HFConfig({**TINY, "num_key_value_heads": 1, **values})
     architecture = MODELS[model_type].__doc__.split(".")[0]
-    entry, options = Registry.load(extra=[]).model_for(PluginChoice(model_type), [architecture])
+    entry, options = REGISTRY.model_for(PluginChoice(model_type), [architecture])
     return entry.component.build(options, ModelContext(hf_config, torch.float32, torch.device("meta"), 8192)).windows
 
 
@@ -46,26 +47,23 @@ def windows_of_transformers(model_type: str, values: dict[str, Any]) -> tuple[in
     return tuple(window if name == SLIDING else None for name in types)
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        dict(zip(("use_sliding_window", "sliding_window", "max_window_layers", "layer_types"), values, strict=True))
-        for values in itertools.product(
-            (GONE, False, True), (GONE, None, 7), (GONE, 0, 1), (GONE, None, [FULL, SLIDING], ["attention", FULL])
-        )
-    ],
-    ids=str,
-)
 @pytest.mark.parametrize("model_type", [model_type for model_type in MODELS if model_type != "llama"])
-def test_windows(model_type: str, values: dict[str, Any]) -> None:
-    values = {key: value for key, value in values.items() if value != GONE}
-    try:
-        expected = windows_of_transformers(model_type, values)
-    except ValueError:
-        with pytest.raises(CheckpointError, match="sliding_attention in layer_types"):
-            windows(model_type, values)
-        return
-    assert windows(model_type, values) == expected
+def test_windows(model_type: str) -> None:
+    keys = {
+        "use_sliding_window": (GONE, False, True),
+        "sliding_window": (GONE, None, 7),
+        "max_window_layers": (GONE, 0, 1),
+        "layer_types": (GONE, None, [FULL, SLIDING], ["attention", FULL]),
+    }
+    for choice in itertools.product(*keys.values()):
+        values = {key: value for key, value in zip(keys, choice, strict=True) if value != GONE}
+        try:
+            expected = windows_of_transformers(model_type, values)
+        except ValueError:
+            with pytest.raises(CheckpointError, match="sliding_attention in layer_types"):
+                windows(model_type, values)
+        else:
+            assert windows(model_type, values) == expected, values
 
 
 @pytest.mark.parametrize("model_type", MODELS)
