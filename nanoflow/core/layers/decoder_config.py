@@ -8,7 +8,6 @@ from typing import Any
 from nanoflow.core.config.errors import CheckpointError, shown
 from nanoflow.core.config.fields import is_int, is_number
 
-ACTIVATIONS = ("silu", "swish")  # two names of one
 KEEPS_NULL = ("sliding_window",)  # where null means none
 
 # The least and the most that an integer may be. The most are far above any model's, and keep time and memory bounded.
@@ -71,9 +70,6 @@ def _check_values(config: Mapping[str, Any]) -> None:
     eps = config.get("rms_norm_eps", 1e-6)
     if not (is_number(eps) and eps >= 0):
         raise _wrong("rms_norm_eps", "a number >= 0", eps)
-    act = config.get("hidden_act", "silu")
-    if act not in ACTIVATIONS:
-        raise CheckpointError(f"The checkpoint's hidden_act is {shown(act):.60}; 'silu' is what is served.")
     layers = config.get("mlp_only_layers", [])
     if not (isinstance(layers, list) and all(is_int(layer) for layer in layers)):
         raise _wrong("mlp_only_layers", "a list of integers", layers)

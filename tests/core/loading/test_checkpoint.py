@@ -96,9 +96,7 @@ def test_config_lacks_a_key(folder: Path, key: str) -> None:
 @pytest.mark.parametrize("architectures", [["MambaForCausalLM"], [], None])
 def test_architecture_that_no_plugin_serves(folder: Path, architectures: list[str] | None) -> None:
     edit_json(folder / "config.json", lambda c: c.update(architectures=architectures))
-    with raises_sentence(
-        PluginError, "No model plugin serves this checkpoint", "served are: LlamaForCausalLM, ", "plugins new"
-    ):
+    with raises_sentence(PluginError, "No model plugin serves this", "served are: LlamaForCausalLM, ", "plugins new"):
         load(folder)
     with raises_sentence(PluginError, "model=qwen3 serves Qwen3ForCausalLM, but the checkpoint is of"):
         load(folder, model="qwen3")
