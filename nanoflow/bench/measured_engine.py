@@ -14,8 +14,8 @@ from nanoflow.bench.rounds import Rounds
 from nanoflow.core.api.llm import LLM
 from nanoflow.core.config.engine_config import Config
 from nanoflow.core.config.errors import ConfigError
-from nanoflow.core.execution.plan import HFConfig, pick_device, pick_dtype
-from nanoflow.core.loading import hub
+from nanoflow.core.execution.plan import pick_device, pick_dtype
+from nanoflow.core.loading import read_config, resolve
 from nanoflow.core.registry.registry import Registry
 from nanoflow.workloads import floor
 from nanoflow.workloads.offline import Workload
@@ -40,7 +40,7 @@ class MeasuredEngine:
     """
 
     def __init__(self, config: Config, registry: Registry) -> None:
-        hf_config = HFConfig(hub.read_config(hub.resolve(config.checkpoint)))
+        hf_config = read_config(resolve(config.checkpoint))
         target = pick_device(config.engine.device)
         dtype = pick_dtype(config.engine.dtype, hf_config, target)
         self.cuda = target.type == "cuda"

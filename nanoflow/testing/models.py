@@ -20,9 +20,8 @@ from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.data.parallel import SINGLE_RANK, ParallelContext, Shard
-from nanoflow.core.execution.plan import HFConfig
 from nanoflow.core.kernels.register import select_ops
-from nanoflow.core.loading.hub import read_config
+from nanoflow.core.loading.hf_config import read_config
 from nanoflow.core.loading.safetensors import load_weights
 from nanoflow.testing.batches import Case, distance
 from nanoflow.testing.checkpoints import NUM_OUTPUT_TOKENS, Reference, make_checkpoint, make_reference, oracle_of
@@ -101,7 +100,7 @@ class ModelArchSuite(Suite):
         parallel: ParallelContext = SINGLE_RANK,
     ) -> ModelArch:
         """The model under test for this checkpoint, without its weights."""
-        hf_config = HFConfig(read_config(folder))
+        hf_config = read_config(folder)
         entry, config = cls.registry().model_for(cls.choice(), hf_config.get("architectures") or [])
         place = torch.device(device)
         context = ModelContext(hf_config, dtype, place, max_model_len=128, parallel=parallel, ops=select_ops(place))

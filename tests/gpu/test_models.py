@@ -14,9 +14,8 @@ from nanoflow import LLM
 from nanoflow.core.config.engine_config import PluginChoice
 from nanoflow.core.contracts.attention import AttentionContext
 from nanoflow.core.contracts.model import ModelContext
-from nanoflow.core.execution.plan import HFConfig
 from nanoflow.core.kernels.register import select_ops
-from nanoflow.core.loading.hub import read_config
+from nanoflow.core.loading.hf_config import read_config
 from nanoflow.core.loading.safetensors import load_weights
 from nanoflow.core.registry.component import NoOptions
 from nanoflow.core.registry.registry import Registry
@@ -65,7 +64,7 @@ def test_bfloat16_is_as_near_to_float32_as_transformers(oracle: Oracle, name: st
             AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).cuda()(prompt[None]).logits[0].double()
             for dtype in (torch.float32, torch.bfloat16)
         )
-        hf_config = HFConfig(read_config(folder))
+        hf_config = read_config(folder)
         entry, options = Registry.load(extra=[]).model_for(PluginChoice("auto"), hf_config["architectures"])
         model = entry.component.build(
             options, ModelContext(hf_config, torch.bfloat16, DEVICE, MAX_MODEL_LEN, ops=select_ops(DEVICE))

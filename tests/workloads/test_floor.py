@@ -9,7 +9,7 @@ import pytest
 from nanoflow.bench.result import Floor
 from nanoflow.core.config.errors import CheckpointError
 from nanoflow.core.config.sampling_params import SamplingParams
-from nanoflow.core.loading import hub
+from nanoflow.core.loading import hub, read_config
 from nanoflow.workloads import floor, offline
 from nanoflow.workloads.floor import Dims, Speed, Work
 from nanoflow.workloads.options import ThroughputOptions
@@ -19,7 +19,7 @@ SAMPLING = SamplingParams(temperature=0.6, ignore_eos=True)
 
 
 def qwen3(size: str) -> dict[str, Any]:
-    return hub.read_config(hub.resolve(f"qwen3-{size}"))
+    return read_config(hub.resolve(f"qwen3-{size}"))
 
 
 def test_the_floor_of_a_decode_step_of_qwen3_0_6b() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+import warnings
 from collections.abc import Callable
 
 from nanoflow.core.config.engine_config import Config
@@ -18,7 +19,7 @@ from nanoflow.core.engine.engine import Engine
 from nanoflow.core.execution.build_runner import build_runner
 from nanoflow.core.execution.model_runner import ModelRunner
 from nanoflow.core.execution.plan import Plan, device_name, make_plan
-from nanoflow.core.loading import hub
+from nanoflow.core.loading.generation_config import eos_token_ids, sampling_params
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.text.tokenizer import Tokenizer
 from nanoflow.core.warmup.precompile import precompiled
@@ -65,7 +66,9 @@ def follow(config: Config, registry: Registry, rank_group: Worker) -> None:
         Exception: whatever went wrong; rank 0 has been told.
     """
     try:
-        runner = _build_runner(config, registry, make_plan(config, registry, rank_group), rank_group)[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # rank 0 says it
+            runner = _build_runner(config, registry, make_plan(config, registry, rank_group), rank_group)[0]
         while True:
             runner.follow(rank_group.receive())
     except EOFError:
@@ -95,7 +98,6 @@ def _build_engine(
     tokenizer = Tokenizer.load(plan.folder)
     vocab_size = runner.model.vocab_size
     of_tokenizer = tokenizer.eos_token_id if tokenizer else None
-    eos_token_ids = hub.eos_token_ids(plan.folder, plan.hf_config, vocab_size, of_tokenizer)
     limits = plan.limits
     observers = registry.build_several(
         "observers", config.plugins.get("observers"),
@@ -110,8 +112,8 @@ def _build_engine(
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         max_model_len=plan.max_model_len,
-        eos_token_ids=eos_token_ids,
-        default_params=hub.sampling_params(plan.folder) if from_checkpoint else SamplingParams(),
+        eos_token_ids=eos_token_ids(plan.folder, plan.hf_config, vocab_size, of_tokenizer),
+        default_params=sampling_params(plan.folder) if from_checkpoint else SamplingParams(),
         seed=options.seed,
         depth=1 if overlap else 0,
         clock=clock,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import torch
@@ -12,10 +11,12 @@ from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.data.batch import Batch
 from nanoflow.core.data.sequence import Sequence
+from nanoflow.core.execution.free_memory import available_memory
 from nanoflow.core.execution.model_runner import ModelRunner
 
 GIB = 2**30
 CPU_KV_CACHE_BYTES = 2 * GIB
+CPU_SHARE = 0.25  # of the memory that can be had
 GRAPH_BYTES = GIB // 4  # what captured steps take beside their activations and logits
 
 
@@ -25,7 +26,7 @@ def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.d
     Args:
         options: say how many, how large, or which share of the GPU the engine may use.
         bytes_per_block: over all layers.
-        device: whose memory it is. On a CPU the cache takes 2 GiB, or a quarter of what is free.
+        device: whose memory it is. On a CPU the cache takes 2 GiB, or a quarter of what is available.
         reserved: bytes of the GPU's memory to leave free.
 
     Raises:
@@ -33,18 +34,22 @@ def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.d
     """
     if options.num_kv_blocks is not None:
         return options.num_kv_blocks
+    source, on_gpu = "", " or engine.gpu_memory_utilization" if device.type == "cuda" else ""
     if options.kv_cache_gib is not None:
         size = int(options.kv_cache_gib * GIB)
+        source = " (engine.kv_cache_gib)"
     elif device.type == "cuda":
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
         size = int(free - (1 - options.gpu_memory_utilization) * total) - reserved
     else:
-        size = min(CPU_KV_CACHE_BYTES, _free_memory() // 4)
+        available = available_memory()
+        size = min(CPU_KV_CACHE_BYTES, int(available.size * CPU_SHARE))
+        source = f" (2 GiB, or a quarter of {available.size:,} bytes: {available.source})"
     if size < 2 * bytes_per_block:
         raise ConfigError(
-            f"There is room for a KV cache of {max(0, size):,} bytes, but it needs two blocks of {bytes_per_block:,} "
-            "bytes each; raise engine.kv_cache_gib or engine.gpu_memory_utilization, or free memory."
+            f"There is room for a KV cache of {max(0, size):,} bytes{source}, but it needs two blocks of "
+            f"{bytes_per_block:,} bytes each; raise engine.kv_cache_gib{on_gpu}, or free memory."
         )
     return size // bytes_per_block - 1  # the engine keeps one for itself
 
@@ -95,10 +100,3 @@ def graph_bytes(step_bytes: int, rows: int, vocab_size: int, dtype: torch.dtype)
         dtype: of the logits.
     """
     return step_bytes + rows * vocab_size * dtype.itemsize + GRAPH_BYTES if rows else 0
-
-
-def _free_memory() -> int:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not on every system
-        return 4 * CPU_KV_CACHE_BYTES

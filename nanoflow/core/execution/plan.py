@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,20 @@ from typing import Any
 import torch
 
 from nanoflow.core.config.engine_config import Config, SchedulerConfig
-from nanoflow.core.config.errors import CheckpointError, ConfigError
+from nanoflow.core.config.errors import CheckpointError, ConfigError, shown
+from nanoflow.core.config.fields import is_int
 from nanoflow.core.distributed.launch import rank_device
 from nanoflow.core.distributed.rank_group import RankGroup
-from nanoflow.core.loading import hub
+from nanoflow.core.layers.rope import stretched_length
+from nanoflow.core.loading.hf_config import HFConfig, read_config, stored_dtype
+from nanoflow.core.loading.hub import resolve
+from nanoflow.core.loading.safetensors import has_own_head
 from nanoflow.core.registry.registry import Registry
 
 # Tokens in a batch. A GPU is busier with larger chunks, and there they are short; a CPU is busy with any.
 GPU_TOKENS, CPU_TOKENS = 8192, 2048
+MOST_TOKENS = 2**24  # in a sequence: float32, in which angles are computed, tells no more positions apart
+MOST_UNASKED = 2**20  # as long as max_model_len isn't set
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,9 @@ class Plan:
 def make_plan(config: Config, registry: Registry, rank_group: RankGroup) -> Plan:
     """Read the checkpoint's config, and choose what follows from it; see `build_engine` for what it raises."""
     options = config.engine
-    folder = hub.resolve(config.checkpoint)
-    hf_config = HFConfig(hub.read_config(folder))
+    has_weights = options.load_format != "dummy"
+    folder = resolve(config.checkpoint, weights=has_weights)
+    hf_config = read_config(folder)
     device = rank_device(pick_device(options.device), rank_group)
     limits: SchedulerConfig = registry.resolve("scheduler", config.plugins.get("scheduler"))[1]
     if limits.max_num_batched_tokens is None:
@@ -52,15 +60,24 @@ def make_plan(config: Config, registry: Registry, rank_group: RankGroup) -> Plan
         limits = replace(limits, max_num_batched_tokens=max(budget, limits.max_num_seqs))
     dtype = pick_dtype(options.dtype, hf_config, device)
     model_entry, _ = registry.model_for(config.plugins.get("model"), hf_config.get("architectures") or [])
-    max_model_len = pick_max_model_len(options.max_model_len, hf_config[model_entry.component.positions_key])
+    max_model_len = pick_max_model_len(options.max_model_len, hf_config, model_entry.component.positions_key)
+    if has_weights:
+        _untie(folder, hf_config)
     return Plan(folder, hf_config, device, dtype, max_model_len, limits)
 
 
-class HFConfig(dict[str, Any]):
-    """A checkpoint's config.json, in which a key that the model needs and that is absent is the user's to mend."""
-
-    def __missing__(self, key: str) -> Any:
-        raise CheckpointError(f"The checkpoint's config.json has no {key!r}, which its architecture needs.")
+def _untie(folder: Path, hf_config: HFConfig) -> None:
+    """A head that is stored and unlike the token embedding is used, whatever config.json says of the two."""
+    said = hf_config.get("tie_word_embeddings")
+    if said is False or not has_own_head(folder):
+        return
+    hf_config["tie_word_embeddings"] = False
+    if said:
+        warnings.warn(
+            f"The checkpoint in {folder} holds an output head that is unlike its token embedding, and it is used, "
+            "though config.json ties the two; set tie_word_embeddings to false there.",
+            stacklevel=3,
+        )
 
 
 def pick_device(name: str) -> torch.device:
@@ -85,21 +102,45 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, hf_config: dict[str, Any], device: torch.device) -> torch.dtype:
-    """The dtype of that name. `auto`: float32 on a CPU, else the checkpoint's, where float32 becomes bfloat16."""
+    """The dtype of that name. `auto`: float32 on a CPU, else the checkpoint's if it has 16 bits, else bfloat16.
+
+    Raises:
+        CheckpointError: the checkpoint's is asked for, and is none that weights can be in.
+    """
     if name == "auto":
-        stored = hf_config.get("dtype") or hf_config.get("torch_dtype") or "bfloat16"
-        name = "float32" if device.type == "cpu" else "bfloat16" if stored == "float32" else stored
+        if device.type == "cpu":
+            return torch.float32
+        return torch.float16 if stored_dtype(hf_config) == "float16" else torch.bfloat16
     return getattr(torch, name)
 
 
-def pick_max_model_len(wanted: int | None, limit: int) -> int:
-    """The longest sequence, prompt and output together, of a model for `limit` tokens.
+def pick_max_model_len(wanted: int | None, hf_config: dict[str, Any], positions_key: str) -> int:
+    """The longest sequence, prompt and output together.
+
+    Args:
+        wanted: as told; None for as long as the model serves.
+        hf_config: of the model, which serves as many tokens as it has positions, times what its rotation is stretched.
+        positions_key: what config.json calls their number.
 
     Raises:
-        ConfigError: more than the model has positions for.
+        ConfigError: more than the model serves, or than positions can be told apart.
+        CheckpointError: a number of positions that is none, or too large to be taken without being asked for.
     """
-    if wanted is not None and wanted > limit:
-        raise ConfigError(f"engine.max_model_len is {wanted}, but the checkpoint serves at most {limit} tokens.")
+    positions = hf_config[positions_key]
+    if not is_int(positions) or positions < 1:
+        raise CheckpointError(
+            f"The checkpoint's config.json: {positions_key} must be an integer >= 1, got {shown(positions):.60}."
+        )
+    limit = stretched_length(hf_config, positions)
+    if wanted is None and limit > MOST_UNASKED:
+        raise CheckpointError(
+            f"The checkpoint's config.json says {positions_key}={shown(positions):.60}, and tables for so many tokens "
+            f"take much memory; set engine.max_model_len to as many as you need, at most {min(limit, MOST_TOKENS):,}."
+        )
+    if wanted is not None and wanted > min(limit, MOST_TOKENS):
+        raise ConfigError(
+            f"engine.max_model_len is {wanted}, but the checkpoint serves at most {min(limit, MOST_TOKENS)} tokens."
+        )
     return wanted or limit
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from nanoflow.core.config.errors import CheckpointError
+from nanoflow.core.config.errors import CheckpointError, shown
+
+NAMES = ("silu", "swish")  # two of one
 
 
 def require_silu(hf_config: dict[str, Any]) -> None:
@@ -14,5 +16,5 @@ def require_silu(hf_config: dict[str, Any]) -> None:
         CheckpointError: config.json asks for another activation than SiLU.
     """
     wanted = hf_config.get("hidden_act", "silu")
-    if wanted != "silu":
-        raise CheckpointError(f"The checkpoint's hidden_act is {wanted!r}; 'silu' is what is served.")
+    if wanted not in NAMES:
+        raise CheckpointError(f"The checkpoint's hidden_act is {shown(wanted):.60}; 'silu' is what is served.")

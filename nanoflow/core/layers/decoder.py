@@ -20,6 +20,7 @@ from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.data.parallel import RankPartials, Shard
 from nanoflow.core.layers.activation import require_silu
 from nanoflow.core.layers.attention import attend
+from nanoflow.core.layers.decoder_config import completed
 from nanoflow.core.layers.embedding import Embedding
 from nanoflow.core.layers.linear import GatedLinear, QKVLinear, RowParallelLinear
 from nanoflow.core.layers.norm import RMSNorm
@@ -137,15 +138,17 @@ class Decoder(nn.Module, ModelArch):
     and norms is for the parts that are used to judge.
 
     Attributes:
-        defaults: of keys that a config.json of this architecture may leave out; null counts as left out. There are
-            also those of every decoder: as many key and value heads as query heads, of hidden size / heads each.
+        defaults: of keys that a config.json of this architecture may leave out; see `decoder_config.completed`.
+
+    Raises:
+        CheckpointError: a config with values that can't be.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
-        context = replace(context, hf_config=self._completed(context.hf_config))
+        context = replace(context, hf_config=completed(context.hf_config, self.defaults))
         config = context.hf_config
         self.num_layers = config["num_hidden_layers"]
         self.num_heads = config["num_attention_heads"]
@@ -194,13 +197,3 @@ class Decoder(nn.Module, ModelArch):
         for index, layer in enumerate(self.layers):
             found |= layer.weights(f"model.layers.{index}.")
         return found
-
-    def _completed(self, config: dict[str, Any]) -> dict[str, Any]:
-        """A config.json with all defaults; of its own type, which may have something to say of other missing keys."""
-        heads = config["num_attention_heads"]
-        defaults = {
-            "hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "num_key_value_heads": heads,
-            "head_dim": config["hidden_size"] // heads,
-        }  # fmt: skip
-        given = {key: value for key, value in config.items() if value is not None}
-        return type(config)({**defaults, **self.defaults, **given})

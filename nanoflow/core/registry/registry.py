@@ -175,7 +175,10 @@ class Registry:
         if choice.name == AUTO:
             if not serving:
                 known = sorted({a for e in self.entries("model") for a in e.component.architectures})
-                raise PluginError(f"No model plugin serves this checkpoint ({wanted}); served are: {', '.join(known)}.")
+                raise PluginError(
+                    f"No model plugin serves this checkpoint ({wanted:.200}); served are: {', '.join(known)}, and a "
+                    "plugin of your own can serve more: nanoflow plugins new NAME --role model."
+                )
             choice = PluginChoice(serving[0].component.name, choice.options)
         entry = self.get("model", choice.name)
         if entry not in serving:

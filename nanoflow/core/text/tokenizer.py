@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nanoflow.core.config.errors import CheckpointError, RequestError
+from nanoflow.core.config.errors import CheckpointError, RequestError, one_line
+from nanoflow.core.config.files import check_is_file
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
@@ -25,8 +26,11 @@ class Tokenizer:
         Raises:
             CheckpointError: there is one, but it can't be read.
         """
-        if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
+        if not files:
             return None
+        for file in files:
+            check_is_file(file)
         from transformers import AutoTokenizer
 
         try:
@@ -38,9 +42,7 @@ class Tokenizer:
                     f"The tokenizer in {folder} needs code that the checkpoint brings, which is never run; "
                     f"use a checkpoint with a tokenizer that transformers knows."
                 ) from None
-            raise CheckpointError(
-                f"The tokenizer in {folder} can't be loaded ({type(error).__name__}: {' '.join(str(error).split())})."
-            ) from error
+            raise CheckpointError(f"The tokenizer in {folder} can't be loaded ({one_line(error):.300}).") from error
 
     @property
     def is_fast(self) -> bool:

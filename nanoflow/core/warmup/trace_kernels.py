@@ -28,9 +28,10 @@ from nanoflow.core.distributed.fused_allreduce_norm import FusedAllReduceNorm
 from nanoflow.core.distributed.process_group import one_shot_bytes
 from nanoflow.core.distributed.rank_group import RankGroup
 from nanoflow.core.execution.build_runner import build_runner
-from nanoflow.core.execution.plan import HFConfig, Plan
+from nanoflow.core.execution.plan import Plan
 from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.loading import dummy
+from nanoflow.core.loading.hf_config import HFConfig
 from nanoflow.core.ops import Ops
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.warmup.fake_cuda import GPU, Kernel, fake_cuda
@@ -72,6 +73,8 @@ def trace_kernels(config: Config, plan: Plan, gpu: GPU, num_ranks: int) -> list[
     hf_config = HFConfig(plan.hf_config)
     if (hf_config.get("num_hidden_layers") or 0) > LAYERS:
         hf_config["num_hidden_layers"] = LAYERS
+        if isinstance(types := hf_config.get("layer_types"), list):
+            hf_config["layer_types"] = types[:LAYERS]
     config = replace(config, engine=replace(config.engine, load_format="dummy", num_kv_blocks=1))
     registry = Registry.load()
     with patch.object(dummy, "fill_random"), fake_cuda(gpu) as kernels:

@@ -16,7 +16,7 @@ from nanoflow.core.contracts.attention import AttentionContext
 from nanoflow.core.contracts.model import ModelContext
 from nanoflow.core.data.batch import AttentionInput
 from nanoflow.core.data.parallel import ParallelContext, Shard
-from nanoflow.core.loading import hub, safetensors
+from nanoflow.core.loading import read_config, safetensors
 from nanoflow.core.registry.registry import Registry
 from nanoflow.testing.ranks import on_ranks
 from tests.core.checkpoints import OTHERS, SPECS, Oracle
@@ -28,7 +28,7 @@ LENGTH = 20  # one block, one prompt
 
 def logits(folder: Path, size: int, token_ids: torch.Tensor, *, in_norm: bool = False) -> list[torch.Tensor]:
     """Of each token of one prompt, [T, V], on each rank; `in_norm` as in `on_ranks`."""
-    hf_config = hub.read_config(folder)
+    hf_config = read_config(folder)
     entry, options = REGISTRY.model_for(PluginChoice("auto"), hf_config["architectures"])
     positions = torch.arange(LENGTH)
     inputs = AttentionInput(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from nanoflow import LLM, SamplingParams
 from nanoflow.core.config.errors import CheckpointError, ConfigError, PluginError
-from nanoflow.core.loading.hub import eos_token_ids
+from nanoflow.core.loading.generation_config import eos_token_ids
 from nanoflow.testing.checkpoints import edit_json
 from tests.core.checkpoints import Oracle
 from tests.core.running import check, greedy
@@ -94,7 +96,7 @@ def test_config_lacks_a_key(folder: Path, key: str) -> None:
 @pytest.mark.parametrize("architectures", [["MambaForCausalLM"], [], None])
 def test_architecture_that_no_plugin_serves(folder: Path, architectures: list[str] | None) -> None:
     edit_json(folder / "config.json", lambda c: c.update(architectures=architectures))
-    with raises_sentence(PluginError, "No model plugin serves this checkpoint", "served are: LlamaForCausalLM, "):
+    with raises_sentence(PluginError, "No model plugin serves this", "served are: LlamaForCausalLM, ", "plugins new"):
         load(folder)
     with raises_sentence(PluginError, "model=qwen3 serves Qwen3ForCausalLM, but the checkpoint is of"):
         load(folder, model="qwen3")
@@ -154,7 +156,7 @@ def test_unknown_tensor(folder: Path) -> None:
 
 
 def test_more_layers_than_the_config_says(folder: Path) -> None:
-    edit_json(folder / "config.json", lambda c: c.update(num_hidden_layers=1))
+    edit_json(folder / "config.json", lambda c: c.update(num_hidden_layers=1, layer_types=None))
     with raises_sentence(CheckpointError, "holds 'model.layers.1.", "no place for"):
         load(folder)
 
@@ -171,10 +173,37 @@ def test_old_rotary_buffers_are_passed_over(folder: Path, oracle: Oracle) -> Non
     check(load(folder), oracle("plain"), [0, 1])
 
 
-def test_a_tied_checkpoint_may_hold_a_head(oracle: Oracle, tmp_path: Path) -> None:
+def test_a_tied_checkpoint_may_hold_the_head_too(oracle: Oracle, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(oracle("tied").folder, tmp_path / "checkpoint"))
-    edit_weights(folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(128, 48)}))
+    edit_weights(
+        folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(load(folder), oracle("tied"), [0, 1])
+
+
+@pytest.mark.parametrize("said", [True, None])
+def test_a_head_unlike_the_embedding_is_used_whatever_the_config_says(
+    oracle: Oracle, tmp_path: Path, said: bool | None
+) -> None:
+    folder = Path(shutil.copytree(oracle("plain").folder, tmp_path / "checkpoint"))
+    edit_json(folder / "config.json", lambda c: c.update(tie_word_embeddings=said))
+    with pytest.warns(UserWarning, match="is unlike its token embedding") if said else nullcontext():
+        llm = load(folder, dtype="float32")
+    check(llm, oracle("plain"), [0, 1])
+
+
+def test_a_table_that_is_shared_may_be_stored_as_the_head(oracle: Oracle, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(oracle("tied").folder, tmp_path / "checkpoint"))
+    edit_weights(folder, lambda tensors: tensors.update({"lm_head.weight": tensors.pop("model.embed_tokens.weight")}))
     check(load(folder), oracle("tied"), [0, 1])
+
+
+def test_a_head_of_its_own_must_be_stored(folder: Path) -> None:
+    edit_weights(folder, lambda tensors: tensors.pop("lm_head.weight"))
+    with raises_sentence(CheckpointError, "lacks 1 tensor", "lm_head.weight"):
+        load(folder)
 
 
 def test_weights_are_converted(folder: Path) -> None:
