@@ -1,9 +1,20 @@
-"""What all tests share."""
+"""What all tests share: Triton's interpreter where there is no GPU, which tests are quick, and what no test may do."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from tests.hygiene import forbid_missing_packages, leftovers
+from tests.own_process import run_in_own_process
+from tests.quick import mark_quick
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported, which is later
 
 torch.set_num_threads(1)  # tiny models gain nothing from more, and the workers of a parallel run share the cores
 
@@ -14,3 +25,35 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("nanoflow")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mark_quick(items)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    return run_in_own_process(pyfuncitem)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report = yield
+    return forbid_missing_packages(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    report = yield
+    return forbid_missing_packages(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Behind the last test of a file, when its fixtures are gone, so must be all that its tests started."""
+    result = yield
+    if nextitem is None or nextitem.path != item.path:
+        left = leftovers()
+        assert not left, f"tests of {item.path.name} left behind: {', '.join(left)}"
+    return result

@@ -1,4 +1,4 @@
-"""Kernels under Triton's interpreter, at small and odd shapes. `test_interpreted.py` runs this file."""
+"""Kernels in Triton's interpreter, at small and odd shapes; `tests/gpu` runs them on a GPU."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from nanoflow.core.kernels import allreduce_rmsnorm as ranks
 from nanoflow.core.kernels.experts import GroupedConfig
 from nanoflow.core.kernels.gemm.settings import GemvConfig, SkinnyConfig, TiledConfig, TmaConfig
+from nanoflow.plugins.attention.options import interpreted
 from tests.core.kernels import checks
 
+pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton compiles for a GPU here")
 DTYPES = [torch.float32, torch.bfloat16]
 TILED = TiledConfig(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
 TMA = TmaConfig(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)

@@ -1,4 +1,4 @@
-"""The Triton backend in Triton's interpreter runs the kit's suite. `test_triton.py` runs this file."""
+"""The Triton backend runs the kit's suite in Triton's interpreter; `tests/gpu` runs it on a GPU."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
+from nanoflow.plugins.attention.options import interpreted
 from nanoflow.plugins.attention.triton import settings as triton_settings
 from nanoflow.plugins.attention.triton.prefill import TritonPrefill
 from nanoflow.plugins.attention.triton.settings import DecodeSettings, PrefillSettings
 from nanoflow.testing import AttentionBackendSuite
 from nanoflow.testing.batches import Case, context
+
+pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton compiles for a GPU here")
 
 
 class TestTriton(AttentionBackendSuite):
