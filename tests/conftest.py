@@ -50,10 +50,11 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+def pytest_runtest_teardown(item: pytest.Function, nextitem: pytest.Item | None) -> Iterator[None]:
     """Behind the last test of a file, when its fixtures are gone, so must be all that its tests started."""
     result = yield
     if nextitem is None or nextitem.path != item.path:
+        item.funcargs.clear()  # engines that were not closed end when nobody holds them
         left = leftovers()
         assert not left, f"tests of {item.path.name} left behind: {', '.join(left)}"
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import threading
@@ -15,7 +16,8 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 MISSING = re.compile(r"could not import '(?P<module>\w+)|is not installed")
 TOO_LARGE = ("lm_eval", "accelerate")  # for CI: not in the extra `test`
 PATIENCE = 10  # seconds until threads and processes that have been told to end have ended
-OF_LIBRARIES = ("execnet", "TMonitor", "ThreadPool")  # threads of xdist and tqdm, by the start of their names
+BEFORE = frozenset(threading.enumerate())  # the main thread, and that of xdist
+OF_LIBRARIES = ("tqdm_monitor",)  # threads that libraries keep on purpose
 
 
 def forbid_missing_packages(report: Report) -> Report:
@@ -28,17 +30,18 @@ def forbid_missing_packages(report: Report) -> Report:
 
 
 def leftovers() -> list[str]:
-    """Threads and child processes that are still there."""
+    """Threads and child processes that are still there, though whoever nobody holds any more was collected."""
     deadline = time.monotonic() + PATIENCE
     while left := threads() + children():
         if time.monotonic() > deadline:
             return left
+        gc.collect()
         time.sleep(0.02)
     return []
 
 
 def threads() -> list[str]:
-    return [f"thread {t.name}" for t in threading.enumerate() if t is not threading.main_thread()]
+    return [f"thread {t.name}" for t in threading.enumerate() if t not in BEFORE and t.name not in OF_LIBRARIES]
 
 
 def children() -> list[str]:

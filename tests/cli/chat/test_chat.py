@@ -28,6 +28,7 @@ class Terminal:
     def __init__(self, *argv: str) -> None:
         self.pid, self.leader = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
             os.environ |= {"NO_COLOR": "1", "TERM": "dumb"}
             os.execv(sys.executable, [sys.executable, "-m", "nanoflow", *argv])
         self.unread = ""

@@ -168,6 +168,21 @@ def test_an_id_is_reused_at_once(talker: AsyncLLM) -> None:
     run(test())
 
 
+def test_an_id_is_free_when_its_request_has_ended(talker: AsyncLLM) -> None:
+    """Whoever has read the last output need not close the generator."""
+
+    async def test() -> None:
+        async with talker:
+            ended = []
+            for _ in range(3):
+                ended.append(stream := talker.generate([1], says(), "mine"))
+                while not (await anext(stream)).finished:
+                    pass
+            assert len(ended) == 3
+
+    run(test())
+
+
 def test_mistakes_harm_nobody_else(talker: AsyncLLM) -> None:
     async def test() -> None:
         async with talker:
