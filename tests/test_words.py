@@ -30,8 +30,13 @@ def words_of(name: str) -> str:
 
 
 def unwanted(names: set[str]) -> dict[str, str]:
-    """Names that have one of the words in them, and what to say instead."""
-    found = ((name, word) for name in sorted(names) for word in SAY if f"_{word}_" in words_of(name))
+    """Names that have one of the words in them, and what to say instead. Names of tests are sentences."""
+    found = (
+        (name, word)
+        for name in sorted(names)
+        for word in SAY
+        if f"_{word}_" in words_of(name) and not (name.startswith("test_") and "_" in word)
+    )
     return {name: f"{SAY[word]} instead of {word}" for name, word in found}
 
 
@@ -43,7 +48,17 @@ def names_in(path: Path) -> Iterator[str]:
 
 
 def test_names_are_taken_apart() -> None:
-    names = {"RowSampler", "row_samplers", "_few_rows", "in_one_go", "_HTTPTeam", "steam", "is_made_of", "remade_of"}
+    names = {
+        "RowSampler",
+        "row_samplers",
+        "_few_rows",
+        "in_one_go",
+        "_HTTPTeam",
+        "steam",
+        "is_made_of",
+        "remade_of",
+        "test_made_of_tin",
+    }
     assert set(unwanted(names)) == {"RowSampler", "_few_rows", "in_one_go", "_HTTPTeam", "is_made_of"}
 
 
