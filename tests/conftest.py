@@ -27,7 +27,7 @@ settings.register_profile(
 settings.load_profile("nanoflow")
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     mark_quick(items)
 

@@ -20,6 +20,7 @@ SUITES = [getattr(testing, name) for name in testing.__all__]
 QUICK = "nothing_to_do or abort_in_flight or half_precision"
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_guide_run(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 5

@@ -23,6 +23,7 @@ def config(device: str = "auto", ranks: int = 1) -> DictConfig:
     return OmegaConf.create({"engine": {"device": device, "tensor_parallel_size": ranks}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -101,6 +102,7 @@ def test_no_two_jobs_have_the_same_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert got == [devices]
 
 
+@pytest.mark.slow
 def test_a_job_in_a_process_of_its_own(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a GPU, though the job asks for none: its result comes back through its folder."""
     monkeypatch.setattr(gpus, "wanted", lambda composed: True)

@@ -88,6 +88,7 @@ def test_delta_and_final_only(talker: AsyncLLM) -> None:
     run(test())
 
 
+@pytest.mark.slow
 def test_many_streams_give_what_generate_gives(tmp_path: Path) -> None:
     params = [
         SamplingParams(temperature=3.0, seed=i, max_tokens=5 + i % 30, n=1 + i % 3, stop=["a", "bc"], output_kind=kind)

@@ -264,6 +264,7 @@ def test_a_block_manager_that_breaks_its_contract(blocks: type[Any]) -> None:
             run(checked(limits, blocks=blocks))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [False, True])
 def test_an_engine_is_the_same_with_the_checks(overlap: bool) -> None:
     """Its tokens and its counts, in chunks, with prefixes from the cache and preemptions."""
