@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-CASES = 3
+CASES = 2
 NOT_QUICK = ("slow", "own_process", "gpu")
 
 
