@@ -9,12 +9,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from tests.hygiene import forbid_missing_packages, leftovers
+from tests.hygiene import Leftovers, forbid_missing_packages
 from tests.own_process import run_in_own_process
 from tests.quick import mark_quick
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when it is imported, which is later
+
+LEFTOVERS = pytest.StashKey[Leftovers]()
 
 torch.set_num_threads(1)  # tiny models gain nothing from more, and the workers of a parallel run share the cores
 
@@ -25,6 +27,10 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("nanoflow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LEFTOVERS] = Leftovers()
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
@@ -55,6 +61,6 @@ def pytest_runtest_teardown(item: pytest.Function, nextitem: pytest.Item | None)
     result = yield
     if nextitem is None or nextitem.path != item.path:
         item.funcargs.clear()  # engines that were not closed end when nobody holds them
-        left = leftovers()
+        left = item.config.stash[LEFTOVERS].take()
         assert not left, f"tests of {item.path.name} left behind: {', '.join(left)}"
     return result

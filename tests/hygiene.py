@@ -15,9 +15,7 @@ import pytest
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 MISSING = re.compile(r"could not import '(?P<module>\w+)|is not installed")
 TOO_LARGE = ("lm_eval", "accelerate")  # for CI: not in the extra `test`
-PATIENCE = 10  # seconds until threads and processes that have been told to end have ended
-BEFORE = frozenset(threading.enumerate())  # the main thread, and that of xdist
-OF_LIBRARIES = ("tqdm_monitor",)  # threads that libraries keep on purpose
+KEPT_BY_LIBRARIES = ("tqdm_monitor", "resource_tracker")  # until the process ends, in names and commands
 
 
 def forbid_missing_packages(report: Report) -> Report:
@@ -29,28 +27,39 @@ def forbid_missing_packages(report: Report) -> Report:
     return report
 
 
-def leftovers() -> list[str]:
-    """Threads and child processes that are still there, though whoever nobody holds any more was collected."""
-    deadline = time.monotonic() + PATIENCE
-    while left := threads() + children():
-        if time.monotonic() > deadline:
-            return left
-        gc.collect()
-        time.sleep(0.02)
-    return []
+class Leftovers:
+    """Threads and child processes that tests leave behind.
+
+    Args:
+        patience: seconds until those that have been told to end have ended.
+    """
+
+    def __init__(self, patience: float = 10) -> None:
+        self.patience = patience
+        self.known = set(running())
+
+    def take(self) -> list[str]:
+        """Those that are there now, each told once. Engines that nobody holds any more end with a collection."""
+        deadline = time.monotonic() + self.patience
+        while left := {key: name for key, name in running().items() if key not in self.known}:
+            if time.monotonic() > deadline:
+                self.known |= set(left)
+                break
+            gc.collect()
+            time.sleep(0.02)
+        return list(left.values())
 
 
-def threads() -> list[str]:
-    return [f"thread {t.name}" for t in threading.enumerate() if t not in BEFORE and t.name not in OF_LIBRARIES]
-
-
-def children() -> list[str]:
-    """Child processes by command, where the system tells (Linux)."""
-    pids = [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
-    return [f"process {pid} ({command(pid)})" for pid in pids]
+def running() -> dict[int, str]:
+    """Threads by identity and, where the system tells (Linux), child processes by id."""
+    found = {id(thread): f"thread {thread.name}" for thread in threading.enumerate()}
+    for file in Path("/proc/self/task").glob("*/children"):
+        found |= {int(pid): f"process {pid} ({command(pid)})" for pid in file.read_text().split()}
+    return {key: name for key, name in found.items() if not any(kept in name for kept in KEPT_BY_LIBRARIES)}
 
 
 def command(pid: str) -> str:
+    """What a process runs."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
     except OSError:

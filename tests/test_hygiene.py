@@ -30,17 +30,18 @@ def test_in_ci_no_package_may_be_missing(reason: str, outcome: str, monkeypatch:
     assert hygiene.forbid_missing_packages(report).outcome == outcome
 
 
-def test_threads_and_processes_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hygiene, "PATIENCE", 0)
+def test_threads_and_processes_that_are_left() -> None:
+    leftovers = hygiene.Leftovers(patience=0)
     end = threading.Event()
     thread = threading.Thread(target=end.wait, name="forgotten")
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     thread.start()
-    left = hygiene.leftovers()
+    left = leftovers.take()
+    again = leftovers.take()
     end.set()
     thread.join()
     process.communicate(b"\n")
     assert "thread forgotten" in left
     if sys.platform == "linux":
         assert any(name.startswith(f"process {process.pid} ") for name in left)
-    assert hygiene.leftovers() == []
+    assert again == []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,16 @@ def config(device: str = "auto", ranks: int = 1) -> DictConfig:
     return OmegaConf.create({"engine": {"device": device, "tensor_parallel_size": ranks}})
 
 
+@pytest.fixture
+def pool() -> Iterator[None]:
+    """joblib keeps its processes for the next sweep; they end here."""
+    yield
+    if loky := sys.modules.get("joblib.externals.loky"):
+        loky.get_reusable_executor(max_workers=1).shutdown(wait=True)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("pool")
 @pytest.mark.parametrize(
     "launcher",
     [

@@ -201,9 +201,9 @@ def test_prompts_are_read_when_there_is_room(tmp_path: Path) -> None:
 def test_a_lone_prompt_streams_to_a_terminal() -> None:
     """The text comes in pieces, while the command still runs."""
     command = [sys.executable, "-m", "nanoflow", "run", "prompts=[HAMLET]", "sampling.max_tokens=40"]
-    leader, follower = pty.openpty()
-    with subprocess.Popen(command, stdout=follower, stderr=subprocess.DEVNULL, env={**os.environ, "NO_COLOR": "1"}):
-        os.close(follower)
+    leader, screen = pty.openpty()
+    with subprocess.Popen(command, stdout=screen, stderr=subprocess.DEVNULL, env={**os.environ, "NO_COLOR": "1"}):
+        os.close(screen)
         pieces = []
         try:
             while piece := os.read(leader, 1 << 16):

@@ -201,15 +201,15 @@ def beside(work: Callable[[], object]) -> threading.Thread:
 
 def test_no_batch_is_too_large_for_the_channel(channel: tuple[Driver, list[Worker]]) -> None:
     """300 requests of 3,840 tokens: 28 MB, of which nothing is lost."""
-    leader, followers = channel
+    leader, workers = channel
     num_tokens, num_blocks = 300 * 3840, 300 * 240
     step = StepBuffer(num_tokens, 300, torch.device("cpu"))
     step.memory.copy_(torch.randint(256, (len(step.memory),), dtype=torch.uint8))
     changes, params = np.arange(2 * num_blocks).reshape(2, -1), np.arange(602).reshape(2, -1)
     work = StepMessage(step, False, False, True, 17, np.arange(5), changes, params)
     thread = beside(lambda: leader.send(work.pack()))
-    for follower in followers:
-        got = StepMessage.unpack(follower.receive(), pinned=False)
+    for worker in workers:
+        got = StepMessage.unpack(worker.receive(), pinned=False)
         assert torch.equal(got.step.memory, step.memory)
         assert (got.step.num_tokens, got.step.num_seqs, got.num_decodes) == (num_tokens, 300, 17)
         assert (got.uniform_decode, got.captured, got.drawn_by_all) == (False, False, True)
@@ -219,10 +219,10 @@ def test_no_batch_is_too_large_for_the_channel(channel: tuple[Driver, list[Worke
 
 
 def test_the_least_number_of_all_ranks(channel: tuple[Driver, list[Worker]]) -> None:
-    leader, followers = channel
+    leader, workers = channel
     least: list[int] = []
     leader.check()
-    threads = [beside(lambda f=f, n=n: least.append(f.minimum(n))) for f, n in zip(followers, (7, 30), strict=True)]
+    threads = [beside(lambda f=f, n=n: least.append(f.minimum(n))) for f, n in zip(workers, (7, 30), strict=True)]
     time.sleep(0.1)
     leader.check()  # theirs have come, which is no failure
     assert leader.minimum(20) == 7
