@@ -15,6 +15,7 @@ from nanoflow.testing.checkpoints import generate, make_checkpoint, oracle_of
 from tests.core.scripted import byte_level
 from tests.environment import ROOT, Environment, build_wheel, done
 
+pytestmark = pytest.mark.slow
 EXAMPLES = ["nanoflow-gpt2", "nanoflow-sjf"]
 PROMPT = "To be, or not to be"
 

@@ -18,6 +18,7 @@ from tests.core.registry.tables import POINTS, TABLE
 from tests.environment import ROOT, Environment, build_wheel, done
 
 
+@pytest.mark.slow
 def test_packages_of_all_roles(tmp_path: Path) -> None:
     pytest.importorskip("pip")
     build_wheel(ROOT, tmp_path / "wheels")

@@ -41,6 +41,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_all_that_the_package_needs(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     package = {str(path.relative_to(ROOT)) for path in (ROOT / "nanoflow").rglob("*") if path.is_file()}
@@ -50,6 +51,7 @@ def test_the_wheel_holds_all_that_the_package_needs(wheel: Path) -> None:
     assert {name for name in names if ".dist-info/" not in name} == expected
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_from_another_folder(installed: Path, tmp_path: Path) -> None:
     def python(*argv: str) -> str:
         return run(tmp_path, *argv, PYTHONPATH=str(installed), PYTHONSAFEPATH="1", HF_HUB_OFFLINE="1")
@@ -90,6 +92,7 @@ def test_every_import_is_a_declared_dependency(wheel: Path) -> None:
             assert used <= declared | extra, name
 
 
+@pytest.mark.slow
 def test_import_contracts() -> None:
     from importlinter.cli import lint_imports
 

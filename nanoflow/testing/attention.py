@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.data.batch import AttentionInput, Projection
 from nanoflow.core.layers import apply_rotary
-from nanoflow.testing.batches import Case, context, distance, fill, poison, projections, written_out
+from nanoflow.testing.batches import Case, causal_mask, context, distance, fill, poison, projections, written_out
 from nanoflow.testing.suite import Suite
 
 Shape = tuple[int, int, int]
@@ -88,6 +88,15 @@ class AttentionBackendSuite(Suite):
                     return replace(c, **changes)
                 reasons.append(reason)
         pytest.skip(f"it serves none of the shapes here: {reasons[0]}")
+
+    def reference_mask(
+        self, c: AttentionContext, layer: int, query_positions_Q: torch.Tensor, key_positions_L: torch.Tensor
+    ) -> torch.Tensor:
+        """Which keys of a sequence each of its queries sees, bool [Q, L]; every query sees at least one.
+
+        Causal attention within the layer's window. A backend that promises another mask overrides it.
+        """
+        return causal_mask(c, layer, query_positions_Q, key_positions_L)
 
     @every_mix
     def test_numbers(self, mix: str, shape: Shape, dtype: torch.dtype) -> None:
@@ -192,7 +201,7 @@ class AttentionBackendSuite(Suite):
             pytest.skip("steps with prefill chunks are never captured with it")
         fill(backend, c, case, torch.Generator().manual_seed(0))
         query = projections(c, int(case.query_lens.sum()), torch.Generator().manual_seed(1))[0]
-        exact = written_out(c, 0, case.inputs(c.block_size, c.device), query, backend.cache(0))
+        exact = self.exact(c, 0, case.inputs(c.block_size, c.device), query, backend.cache(0))
         inputs, more = case.inputs(c.block_size, c.device), 3
         inputs.query_start_S1 = torch.cat((inputs.query_start_S1, inputs.query_start_S1[-1:].repeat(more)))
         inputs.context_lens_S = torch.cat((inputs.context_lens_S, inputs.context_lens_S.new_ones(more)))
@@ -244,7 +253,7 @@ class AttentionBackendSuite(Suite):
             for layer, out in enumerate(outs):
                 assert out.isfinite().all(), "padding must give finite numbers"
                 query, key, value = new[layer]
-                exact = written_out(c, layer, now, query, stored(backend, layer, c, now.slot_mapping_T, key, value))
+                exact = self.exact(c, layer, now, query, stored(backend, layer, c, now.slot_mapping_T, key, value))
                 self.compare(c, out[:kept], exact[:kept])
             graph.replay()
             assert all(torch.equal(a, b) for a, b in zip(again, outs, strict=True)), "the same again"
@@ -293,7 +302,7 @@ class AttentionBackendSuite(Suite):
             graph.replay()
             query, key, value = (x[:used] for x in new)
             for layer, out in enumerate(outs):
-                exact = written_out(c, layer, now, query, stored(backend, layer, c, now.slot_mapping_T, key, value))
+                exact = self.exact(c, layer, now, query, stored(backend, layer, c, now.slot_mapping_T, key, value))
                 self.compare(c, out[:used], exact)
 
     def check(self, c: AttentionContext, case: Case, seed: int = 0) -> None:
@@ -312,7 +321,7 @@ class AttentionBackendSuite(Suite):
             assert (out.shape, out.dtype) == (query.shape, c.dtype)
             for mine, theirs in zip(backend.cache(layer), caches, strict=True):
                 assert torch.equal(mine, theirs), "forward must write the new tokens' slots and no others"
-            self.compare(c, out, written_out(c, layer, inputs, query, caches))
+            self.compare(c, out, self.exact(c, layer, inputs, query, caches))
 
     def check_projection(self, c: AttentionContext, case: Case, *, normed: bool, seed: int = 0) -> None:
         """`project_and_attend` of all layers on a batch of decodes, against the same steps one by one."""
@@ -344,7 +353,14 @@ class AttentionBackendSuite(Suite):
                 mine, theirs = mine.flatten(0, 1), theirs.flatten(0, 1)
                 self.compare(c, mine[new], theirs[new])
                 assert torch.equal(mine[~new], theirs[~new]), "only the new tokens' slots may be written"
-            self.compare(c, out, written_out(c, layer, inputs, q, caches))
+            self.compare(c, out, self.exact(c, layer, inputs, q, caches))
+
+    def exact(
+        self, c: AttentionContext, layer: int, inputs: AttentionInput, query_TNH: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:  # fmt: skip
+        """What the layer's attention is by `reference_mask`, [T, N, H] in float64."""
+        return written_out(c, layer, inputs, query_TNH, cache, self.reference_mask)
 
     def compare(self, c: AttentionContext, mine: torch.Tensor, exact: torch.Tensor) -> None:
         """Within the bound of the dtype."""

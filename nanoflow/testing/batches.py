@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.data.batch import AttentionInput
 
 CPU = torch.device("cpu")
+# (context, layer, positions of queries [Q], positions of keys [L]) -> which keys each query sees, bool [Q, L]
+Mask = Callable[[AttentionContext, int, torch.Tensor, torch.Tensor], torch.Tensor]
 GARBAGE = 3e3  # in slots that hold no token: finite, as the contract says, and ruinous if it is attended to
 
 
@@ -108,13 +110,22 @@ def poison(like: torch.Tensor) -> None:
     torch.full(like.shape, torch.nan, dtype=like.dtype, device=like.device)
 
 
+def causal_mask(
+    c: AttentionContext, layer: int, query_positions_Q: torch.Tensor, key_positions_L: torch.Tensor
+) -> torch.Tensor:
+    """A query sees the keys up to its own position, within the layer's window if it has one. bool [Q, L]"""
+    last_Q1 = query_positions_Q.unsqueeze(1)
+    seen_QL = key_positions_L <= last_Q1
+    window = c.window(layer)
+    return seen_QL if window is None else seen_QL & (key_positions_L > last_Q1 - window)
+
+
 def written_out(
     c: AttentionContext, layer: int, inputs: AttentionInput, query_TNH: torch.Tensor,
-    cache: tuple[torch.Tensor, torch.Tensor],
+    cache: tuple[torch.Tensor, torch.Tensor], mask: Mask = causal_mask,
 ) -> torch.Tensor:  # fmt: skip
     """The layer's attention [T, N, H] in float64, one sequence at a time, over keys and values [B, P, K, H]."""
     outputs, first = [], 0
-    window = c.window(layer)
     repeat = c.num_heads // c.num_kv_heads
     for row, (new, length) in enumerate(zip(inputs.query_lens.tolist(), inputs.context_lens.tolist(), strict=True)):
         blocks = inputs.block_tables_SB[row, : -(-length // c.block_size)].long()
@@ -123,12 +134,9 @@ def written_out(
         )
         query_NQH = query_TNH[first : first + new].double().transpose(0, 1)
         scores_NQL = query_NQH @ key_NLH.mT * c.scale
-        last_Q1 = torch.arange(length - new, length, device=scores_NQL.device).unsqueeze(1)
-        place_L = torch.arange(length, device=scores_NQL.device)
-        unseen_QL = place_L > last_Q1
-        if window is not None:
-            unseen_QL |= place_L <= last_Q1 - window
-        weights_NQL = scores_NQL.masked_fill(unseen_QL, -torch.inf).softmax(-1)
+        positions_L = torch.arange(length, device=scores_NQL.device)
+        seen_QL = mask(c, layer, positions_L[length - new :], positions_L)
+        weights_NQL = scores_NQL.masked_fill(~seen_QL, -torch.inf).softmax(-1)
         outputs.append((weights_NQL @ value_NLH).transpose(0, 1))
         first += new
     return torch.cat(outputs)

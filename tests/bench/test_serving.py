@@ -24,6 +24,7 @@ def test_percentiles() -> None:
     assert found["e2e_p99_ms"] == 2000
 
 
+@pytest.mark.slow
 def test_a_request_waits_from_its_arrival_on() -> None:
     """Those that come together wait for each other; the late one comes when nothing is left to do."""
     options = ServingOptions(num_prompts=4, rate=0)

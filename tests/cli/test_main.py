@@ -114,6 +114,7 @@ def _raise(error: BaseException):
     return raiser
 
 
+@pytest.mark.slow
 def test_errors_of_every_kind_have_exit_code_1(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in NanoflowError.__subclasses__():
         if kind.__module__ == "nanoflow.core.config.errors":

@@ -8,6 +8,7 @@ import torch
 from tests.core.checkpoints import Oracle
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = __file__.rpartition("/")[0]
     for item in items:

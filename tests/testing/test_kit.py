@@ -20,9 +20,10 @@ SUITES = [getattr(testing, name) for name in testing.__all__]
 QUICK = "nothing_to_do or abort_in_flight or half_precision"
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_guide_run(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     (tmp_path / "test_mine.py").write_text("\n".join(blocks))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", QUICK, str(tmp_path)]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)

@@ -32,6 +32,7 @@ def run(suite: type[Suite], bug: type, test: str, **arguments: Any) -> None:
     getattr(broken(), test)(**arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bug", "test", "arguments", "words"),
     [
@@ -127,6 +128,7 @@ def test_models(bug: type, test: str, arguments: dict[str, Any], words: str | No
         run(ModelArchSuite, bug, test, name="tiny", oracles=oracles, **arguments)
 
 
+@pytest.mark.slow
 def test_what_an_author_sees(tmp_path: Path) -> None:
     """A suite in a file of one's own: the sound plugin passes, the broken one fails with a sentence that says why."""
     (tmp_path / "test_mine.py").write_text(

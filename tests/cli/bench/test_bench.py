@@ -38,6 +38,7 @@ def measured(cli: Cli, command: str, *overrides: str) -> tuple[str, dict[str, An
 # Throughput
 
 
+@pytest.mark.slow
 def test_offline256_at_a_small_size(cli: Cli) -> None:
     out, record = throughput(cli)
     (result,) = record["results"]
@@ -59,6 +60,7 @@ def test_offline256_at_a_small_size(cli: Cli) -> None:
         assert word in out
 
 
+@pytest.mark.slow
 def test_random_requests(cli: Cli) -> None:
     _, record = throughput(cli, "bench.workload=random", "bench.min_output_len=6", "bench.seed=3")
     (result,) = record["results"]
@@ -66,6 +68,7 @@ def test_random_requests(cli: Cli) -> None:
     assert 15 <= result["prompt_tokens"] <= 60
 
 
+@pytest.mark.slow
 def test_requests_from_a_file(cli: Cli) -> None:
     lines = [{"prompt": "To be, or not", "max_tokens": 5}, {"prompt_token_ids": [5, 6, 7]}]
     Path("in.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -76,6 +79,7 @@ def test_requests_from_a_file(cli: Cli) -> None:
     assert (result["name"], result["requests"], result["output_tokens"]) == ("file", 2, 8)
 
 
+@pytest.mark.slow
 def test_a_profile(cli: Cli) -> None:
     out, record = throughput(
         cli,
@@ -92,6 +96,7 @@ def test_a_profile(cli: Cli) -> None:
     assert times == sorted(times, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_sweep(cli: Cli) -> None:
     outcome = cli("bench", "throughput", "-m", "engine.block_size=16,0", "bench.repeats=1", *REQUESTS)
     assert outcome.code == 1
@@ -114,6 +119,7 @@ def test_a_sweep(cli: Cli) -> None:
     assert "offline256 " in outcome.out
 
 
+@pytest.mark.slow
 def test_outputs_of_a_sweep_go_to_the_folders_of_its_jobs(cli: Cli) -> None:
     overrides = ("bench.batch_sizes=[1],[2]", "bench.output_len=3", "bench.input_len=4", "bench.repeats=1")
     assert cli("bench", "latency", "-m", "bench.output=out.json", *overrides).code == 0
@@ -125,6 +131,7 @@ def test_outputs_of_a_sweep_go_to_the_folders_of_its_jobs(cli: Cli) -> None:
 # Latency
 
 
+@pytest.mark.slow
 def test_decode(cli: Cli) -> None:
     out, record = measured(cli, "latency", "bench.batch_sizes=[1,3]", "bench.output_len=9", "bench.input_len=6")
     assert [(result["name"], result["unit"]) for result in record["results"]] == [
@@ -137,6 +144,7 @@ def test_decode(cli: Cli) -> None:
     assert "prefill" not in out, "decoding has no such part"
 
 
+@pytest.mark.slow
 def test_time_to_first_token(cli: Cli) -> None:
     _, record = measured(cli, "latency", "bench.workload=ttft-128", "bench.profile=t.json", "bench.profile_steps=1")
     (result,) = record["results"]
@@ -146,6 +154,7 @@ def test_time_to_first_token(cli: Cli) -> None:
     assert json.loads(Path("t.json").read_text())["traceEvents"]
 
 
+@pytest.mark.slow
 def test_start(cli: Cli) -> None:
     out, record = measured(
         cli, "latency", "bench.workload=start", "bench.warmup=0", "bench.repeats=1", "block_manager=plain"
@@ -157,6 +166,7 @@ def test_start(cli: Cli) -> None:
     assert "block_manager=plain" in out
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_says_why(cli: Cli) -> None:
     outcome = cli("bench", "latency", "bench.workload=start", "engine.max_model_len=99999999")
     assert outcome.code == 1

@@ -12,6 +12,7 @@ from tests.cli.conftest import Cli
 SMALL = ("bench.num_prompts=12", "bench.max_output_len=6", "bench.families=2", "bench.output=out.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0, 200])
 def test_what_is_told(cli: Cli, rate: float) -> None:
     outcome = cli("bench", "serving", f"bench.rate={rate}", *SMALL, "scheduler=priority", "block_manager=radix")
@@ -26,6 +27,7 @@ def test_what_is_told(cli: Cli, rate: float) -> None:
     assert set(record["by_priority"]) <= {"0", "1", "2"}
 
 
+@pytest.mark.slow
 def test_requests_from_a_file(cli: Cli) -> None:
     lines = [{"prompt": "To be", "max_tokens": 3, "priority": 4}, {"prompt_token_ids": [5, 6], "priority": -1}]
     Path("in.jsonl").write_text("\n".join(map(json.dumps, lines)))

@@ -28,6 +28,7 @@ class Terminal:
     def __init__(self, *argv: str) -> None:
         self.pid, self.leader = pty.fork()
         if self.pid == 0:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
             os.environ |= {"NO_COLOR": "1", "TERM": "dumb"}
             os.execv(sys.executable, [sys.executable, "-m", "nanoflow", *argv])
         self.unread = ""
@@ -92,6 +93,7 @@ def terminal() -> Iterator[Terminal]:
     terminal.close()
 
 
+@pytest.mark.slow
 def test_a_conversation(terminal: Terminal) -> None:
     terminal.type("Hail, good sir!\n")
     assert terminal.until(RATE).groups() == ("12", "length")
@@ -123,6 +125,7 @@ def test_a_conversation(terminal: Terminal) -> None:
     assert terminal.wait() == 0
 
 
+@pytest.mark.slow
 def test_mistakes_do_not_end_it(terminal: Terminal) -> None:
     for line, words in {
         "/rest": "There is no command '/rest'; there are: .* Did you mean '/reset'",
@@ -138,6 +141,7 @@ def test_mistakes_do_not_end_it(terminal: Terminal) -> None:
     assert terminal.until(RATE).groups() == ("12", "length")
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_ctrl_d_leaves(terminal: Terminal) -> None:
     terminal.type("/params max_tokens=null\n")
     terminal.until("max_tokens=None")
@@ -171,6 +175,7 @@ def test_a_checkpoint_without_a_chat_template(cli: Cli, tmp_path: Path) -> None:
     assert outcome.code == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_used(cli: Cli) -> None:
     assert "leave out -m" in cli("chat", "-m", "engine.seed=1,2").error
     assert "n must be 1 in a chat, got 2." in cli("chat", "sampling.n=2").error

@@ -97,6 +97,7 @@ def test_a_primary_config_of_ones_own(cli: Cli) -> None:
     assert composed["engine"]["seed"] == 5
 
 
+@pytest.mark.slow
 def test_info_lists_the_search_path() -> None:  # in its own process: Hydra leaves logging at debug level
     command = [sys.executable, "-m", "nanoflow", "run", "--info", "searchpath"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,16 @@ def config(device: str = "auto", ranks: int = 1) -> DictConfig:
     return OmegaConf.create({"engine": {"device": device, "tensor_parallel_size": ranks}})
 
 
+@pytest.fixture
+def pool() -> Iterator[None]:
+    """joblib keeps its processes for the next sweep; they end here."""
+    yield
+    if loky := sys.modules.get("joblib.externals.loky"):
+        loky.get_reusable_executor(max_workers=1).shutdown(wait=True)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("pool")
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -101,6 +113,7 @@ def test_no_two_jobs_have_the_same_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert got == [devices]
 
 
+@pytest.mark.slow
 def test_a_job_in_a_process_of_its_own(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """As with a GPU, though the job asks for none: its result comes back through its folder."""
     monkeypatch.setattr(gpus, "wanted", lambda composed: True)

@@ -12,6 +12,7 @@ import yaml
 from nanoflow.cli.run import job
 from tests.cli.conftest import Cli
 
+pytestmark = pytest.mark.slow
 SHORT = ("prompts=[HAMLET]", "sampling.max_tokens=2")
 
 

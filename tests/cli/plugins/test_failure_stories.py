@@ -80,6 +80,7 @@ def test_a_duplicate_name_and_the_way_out(cli: Cli, install: Callable) -> None:
     assert (outcome.code, outcome.err) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "said"),
     [("scheduler/fcfs", "scheduler=fcfs"), ("attention/auto", "attention=auto"), ("config", "config")],
@@ -119,6 +120,7 @@ def test_a_plugin_for_another_version(cli: Cli, install: Callable, specifier: st
     )
 
 
+@pytest.mark.slow
 def test_a_plugin_for_this_version(cli: Cli, install: Callable) -> None:
     install("theirs", {"__init__.py": SCHEDULER}, requires=f"nanoflow>={VERSION},<9")
     assert cli("run", "scheduler=theirs", *SHORT).err == ""
@@ -158,6 +160,7 @@ def test_a_block_that_blocks_nothing(cli: Cli, install: Callable) -> None:
     assert outcome.error == "--block needs the name of a plugin or of its package; `nanoflow plugins` lists them."
 
 
+@pytest.mark.slow
 def test_a_build_that_raises(cli: Cli, install: Callable) -> None:
     install("theirs", scheduler("def __init__(self, config, context):\n    self.share = config.max_num_seqs / 0"))
     line = 1 + dedent(SCHEDULER).splitlines().index("    pass") + 1

@@ -64,6 +64,7 @@ def test_a_preset_of_a_plugin(cli: Cli, install: Callable) -> None:
     assert composed["max_num_seqs"] == 256
 
 
+@pytest.mark.slow
 def test_its_options_are_checked_like_ours(cli: Cli, install: Callable) -> None:
     install("theirs", WITH_YAML)
     assert "Did you mean 'patience'?" in cli("run", "scheduler=lottery", "+scheduler.patiance=2").error

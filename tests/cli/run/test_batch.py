@@ -39,6 +39,7 @@ def stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
 
+@pytest.mark.slow
 def test_prompts_from_standard_input(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     stdin(monkeypatch, "To be,\n\nO Roméo\r\n".encode())
     outcome = cli("run", "prompts_file=-", *SHORT)
@@ -49,6 +50,7 @@ def test_prompts_from_standard_input(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     assert [record["prompt"] for record in read()] == ["To be,", "O Roméo"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("content", "words"), [(b"", "Standard input holds no prompt"), (b"a\xff", "is not UTF-8")])
 def test_standard_input_that_cannot_be_used(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, content: bytes, words: str
@@ -58,9 +60,10 @@ def test_standard_input_that_cannot_be_used(
         assert words in cli("run", "prompts_file=-", *arguments, *SHORT).error
 
 
+@pytest.mark.slow
 def test_going_on_after_a_kill(cli: Cli) -> None:
     """What is there stays, a line that was not finished is made again, and seeds are those of a run in one go."""
-    lines = [f"{index}: shall I compare thee" for index in range(2500)]
+    lines = [f"{index}: shall I compare thee" for index in range(1000)]
     Path("in.txt").write_text("\n".join(lines))
     arguments = ["run", "prompts_file=in.txt", "output=out.jsonl", *SHORT]
     command = [sys.executable, "-m", "nanoflow", *arguments]
@@ -80,7 +83,7 @@ def test_going_on_after_a_kill(cli: Cli) -> None:
     assert f"{len(whole.splitlines())} prompts are done already" in outcome.err
     assert out.read_bytes().startswith(whole)
     assert [record["prompt"] for record in read()] == lines
-    assert f"{2500 - len(whole.splitlines())} prompts, " in outcome.out
+    assert f"{1000 - len(whole.splitlines())} prompts, " in outcome.out
     assert cli("run", "prompts_file=in.txt", "output=once.jsonl", *SHORT).code == 0
     assert same(read("once.jsonl")) == same(read())
     assert "0 prompts, " in cli(*arguments).out
@@ -106,6 +109,7 @@ def test_a_file_that_holds_something_else_is_left_alone(cli: Cli, content: str, 
     assert (outcome.code, Path("out.jsonl").read_text()) == (1, content)
 
 
+@pytest.mark.slow
 def test_prompts_as_token_ids_are_known_again(cli: Cli) -> None:
     Path("in.jsonl").write_text('{"prompt_token_ids": [5, 6]}\n{"prompt": "é", "max_tokens": 1}\n')
     arguments = ("run", "prompts_file=in.jsonl", "output=out.jsonl", *SHORT)
@@ -117,6 +121,7 @@ def test_prompts_as_token_ids_are_known_again(cli: Cli) -> None:
         assert [(record["prompt"], len(record["token_ids"])) for record in read()] == [(None, 3), ("é", 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", ["2", "-1"])
 def test_truncated_prompts_are_known_again(cli: Cli, length: str) -> None:
     prompts = [{"prompt_token_ids": [5 + i, 6, 7, 8]} for i in range(3)]
@@ -145,6 +150,7 @@ def test_a_prompt_that_cannot_be_served(cli: Cli) -> None:
     assert [record["prompt"] for record in read()] == ["a", "b", "c"]
 
 
+@pytest.mark.slow
 def test_several_completions(cli: Cli) -> None:
     outcome = cli("run", "prompts=[HAMLET]", "output=out.jsonl", "sampling.n=3", "sampling.temperature=3", *SHORT)
     (record,) = read()
@@ -155,6 +161,7 @@ def test_several_completions(cli: Cli) -> None:
     assert "+ 9 tokens in" in outcome.out
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """Four times as many prompts take no more memory at their peak."""
     llm = scripted_llm(tmp_path / "checkpoint", [5, 6, 7], scheduler={"max_num_seqs": 32})
@@ -190,12 +197,13 @@ def test_prompts_are_read_when_there_is_room(tmp_path: Path) -> None:
     assert not engine_of(llm).has_unfinished
 
 
+@pytest.mark.slow
 def test_a_lone_prompt_streams_to_a_terminal() -> None:
     """The text comes in pieces, while the command still runs."""
     command = [sys.executable, "-m", "nanoflow", "run", "prompts=[HAMLET]", "sampling.max_tokens=40"]
-    leader, follower = pty.openpty()
-    with subprocess.Popen(command, stdout=follower, stderr=subprocess.DEVNULL, env={**os.environ, "NO_COLOR": "1"}):
-        os.close(follower)
+    leader, screen = pty.openpty()
+    with subprocess.Popen(command, stdout=screen, stderr=subprocess.DEVNULL, env={**os.environ, "NO_COLOR": "1"}):
+        os.close(screen)
         pieces = []
         try:
             while piece := os.read(leader, 1 << 16):

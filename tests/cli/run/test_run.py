@@ -12,6 +12,7 @@ from tests.cli.conftest import Cli
 SHORT = ("sampling.max_tokens=3", "sampling.temperature=0")
 
 
+@pytest.mark.slow
 def test_each_prompt_is_printed_with_its_completion_and_what_ran(cli: Cli) -> None:
     outcome = cli("run", "output=out.jsonl", *SHORT)
     assert (outcome.code, outcome.err) == (0, "")

@@ -87,6 +87,7 @@ def test_delta_and_final_only(talker: AsyncLLM) -> None:
     run(test())
 
 
+@pytest.mark.slow
 def test_many_streams_give_what_generate_gives(tmp_path: Path) -> None:
     params = [
         SamplingParams(temperature=3.0, seed=i, max_tokens=5 + i % 30, n=1 + i % 3, stop=["a", "bc"], output_kind=kind)
@@ -164,6 +165,21 @@ def test_an_id_is_reused_at_once(talker: AsyncLLM) -> None:
                 await stream.aclose()
                 outputs = await collect(talker, says(max_tokens=count, output_kind=DELTA), "mine")
                 assert sum(len(output["token_ids"]) for output in outputs) == count
+
+    run(test())
+
+
+def test_an_id_is_free_when_its_request_has_ended(talker: AsyncLLM) -> None:
+    """Whoever has read the last output need not close the generator."""
+
+    async def test() -> None:
+        async with talker:
+            ended = []
+            for _ in range(3):
+                ended.append(stream := talker.generate([1], says(), "mine"))
+                while not (await anext(stream)).finished:
+                    pass
+            assert len(ended) == 3
 
     run(test())
 

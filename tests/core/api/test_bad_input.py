@@ -45,6 +45,7 @@ def run(llm: LLM, prompts: Any, params: Any = None, **options: Any) -> list[list
     return tokens(llm.generate(prompts, params or greedy(**({"max_tokens": 4} | options)), use_tqdm=False))
 
 
+@pytest.mark.slow
 def test_empty_prompt(llm: LLM, talker: LLM) -> None:
     with raises_sentence(RequestError, "The prompt is empty; give at least one token."):
         run(llm, [[]])
@@ -257,6 +258,7 @@ def test_params_of_a_wrong_type(llm: LLM, params: Any) -> None:
         llm.generate([[1], [2]], params, use_tqdm=False)
 
 
+@pytest.mark.slow
 def test_ten_thousand_prompts(folder: str, oracle: Oracle) -> None:
     reference = oracle("plain")
     prompts = [reference.prompts[i % 6] if i % 100 == 0 else [1 + i % 127, 1 + i // 127] for i in range(10_000)]
@@ -303,6 +305,7 @@ def test_duplicate_request_ids(folder: str) -> None:
     engine.add_request("twice", [3], greedy(2))
 
 
+@pytest.mark.slow
 def test_two_engines_side_by_side(oracle: Oracle) -> None:
     """Each step of one between two steps of the other, with different checkpoints and shapes."""
     engines, outputs = {}, {}

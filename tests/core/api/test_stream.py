@@ -56,6 +56,7 @@ def test_cumulative(talker: LLM) -> None:
     assert outputs[0].metrics.ttft == outputs[-1].metrics.ttft
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_several_steps_at_once(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Text and tokens are the same however steps are put together, stop strings and several completions included."""

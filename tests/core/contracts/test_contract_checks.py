@@ -315,6 +315,7 @@ def test_an_eviction_that_is_not_told() -> None:
         run(scheduler, num_requests=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [False, True])
 def test_an_engine_is_the_same_with_the_checks(overlap: bool) -> None:
     """Its tokens and its counts, in chunks, with prefixes from the cache and preemptions."""

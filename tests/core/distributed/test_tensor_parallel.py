@@ -66,6 +66,7 @@ def await_end(pids: list[int]) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_chunks_preemption_and_overlap(oracle: Oracle, pair: LLM) -> None:
     check(pair, oracle("plain"))
     assert pair.stats.num_preemptions > 0
@@ -116,6 +117,7 @@ def test_sampling_is_that_of_one_rank(oracle: Oracle, pair: LLM) -> None:
             assert [lp.logprob for lp in one.values()] == pytest.approx([lp.logprob for lp in other.values()], abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "name"), [(4, "bias"), (2, "sharded_tied")])
 def test_shared_kv_heads_biases_and_tied_heads(oracle: Oracle, size: int, name: str) -> None:
     """Four ranks share the two KV heads of "bias"; the other checkpoint has several files."""
@@ -127,6 +129,7 @@ def test_shared_kv_heads_biases_and_tied_heads(oracle: Oracle, size: int, name: 
     assert not any(map(is_running, ended))
 
 
+@pytest.mark.slow
 def test_a_killed_rank_ends_the_engine(oracle: Oracle) -> None:
     llm = start(oracle, size=2)
     (pid,) = pids(llm)
@@ -142,6 +145,7 @@ def test_a_killed_rank_ends_the_engine(oracle: Oracle) -> None:
     llm.close()
 
 
+@pytest.mark.slow
 def test_an_engine_that_nobody_has_any_more_ends_its_ranks(oracle: Oracle) -> None:
     llm = start(oracle)
     ended = pids(llm)
@@ -150,6 +154,7 @@ def test_an_engine_that_nobody_has_any_more_ends_its_ranks(oracle: Oracle) -> No
     await_end(ended)
 
 
+@pytest.mark.slow
 def test_a_rank_that_raises_ends_the_engine(oracle: Oracle) -> None:
     with start(oracle) as llm:
         ended = pids(llm)
@@ -161,6 +166,7 @@ def test_a_rank_that_raises_ends_the_engine(oracle: Oracle) -> None:
         await_end(ended)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "change", "error", "words"),
     [
@@ -195,15 +201,15 @@ def beside(work: Callable[[], object]) -> threading.Thread:
 
 def test_no_batch_is_too_large_for_the_channel(channel: tuple[Driver, list[Worker]]) -> None:
     """300 requests of 3,840 tokens: 28 MB, of which nothing is lost."""
-    leader, followers = channel
+    leader, workers = channel
     num_tokens, num_blocks = 300 * 3840, 300 * 240
     step = StepBuffer(num_tokens, 300, torch.device("cpu"))
     step.memory.copy_(torch.randint(256, (len(step.memory),), dtype=torch.uint8))
     changes, params = np.arange(2 * num_blocks).reshape(2, -1), np.arange(602).reshape(2, -1)
     work = StepMessage(step, False, False, True, 17, np.arange(5), changes, params)
     thread = beside(lambda: leader.send(work.pack()))
-    for follower in followers:
-        got = StepMessage.unpack(follower.receive(), pinned=False)
+    for worker in workers:
+        got = StepMessage.unpack(worker.receive(), pinned=False)
         assert torch.equal(got.step.memory, step.memory)
         assert (got.step.num_tokens, got.step.num_seqs, got.num_decodes) == (num_tokens, 300, 17)
         assert (got.uniform_decode, got.captured, got.drawn_by_all) == (False, False, True)
@@ -213,10 +219,10 @@ def test_no_batch_is_too_large_for_the_channel(channel: tuple[Driver, list[Worke
 
 
 def test_the_least_number_of_all_ranks(channel: tuple[Driver, list[Worker]]) -> None:
-    leader, followers = channel
+    leader, workers = channel
     least: list[int] = []
     leader.check()
-    threads = [beside(lambda f=f, n=n: least.append(f.minimum(n))) for f, n in zip(followers, (7, 30), strict=True)]
+    threads = [beside(lambda f=f, n=n: least.append(f.minimum(n))) for f, n in zip(workers, (7, 30), strict=True)]
     time.sleep(0.1)
     leader.check()  # theirs have come, which is no failure
     assert leader.minimum(20) == 7
@@ -252,6 +258,7 @@ for output in llm.stream([[1, 2, 3]] * 8, SamplingParams(temperature=0, max_toke
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_nothing_is_left_of_an_interrupted_program(how: signal.Signals, oracle: Oracle) -> None:
     """Ctrl-C goes to all processes of a terminal, a kill to the program alone."""
@@ -268,6 +275,7 @@ def test_nothing_is_left_of_an_interrupted_program(how: signal.Signals, oracle: 
     await_end(workers)
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_ends_with_rank_0() -> None:
     """Even if there are messages that it has not read."""
     code = """
@@ -292,6 +300,7 @@ time.sleep(100)
         assert process.wait(SOON) == 0
 
 
+@pytest.mark.slow
 def test_the_same_program_under_torchrun(oracle: Oracle, tmp_path: Path) -> None:
     """Rank 0 runs the program; the other one serves it, and ends with it."""
     file = tmp_path / "program.py"
@@ -305,6 +314,7 @@ def test_the_same_program_under_torchrun(oracle: Oracle, tmp_path: Path) -> None
     assert outputs.count(expected) == 8
 
 
+@pytest.mark.slow
 def test_async_engine(oracle: Oracle) -> None:
     reference = oracle("plain")
 
@@ -325,6 +335,7 @@ def test_async_engine(oracle: Oracle) -> None:
     assert not any(map(is_running, ended))
 
 
+@pytest.mark.slow
 def test_the_command_line() -> None:
     command = [sys.executable, "-m", "nanoflow", "run", "engine.tensor_parallel_size=2", "engine.device=cpu"]
     command += ["prompts=[HAMLET:]", "sampling.max_tokens=3"]

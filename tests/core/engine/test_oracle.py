@@ -181,6 +181,7 @@ def test_schedulers(oracle: Oracle, scheduler: str, block_manager: str, overlap:
     assert llm.stats.num_hit_tokens > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("block_manager", ["plain", "prefix"])
 @pytest.mark.parametrize("budget", [6, 33])
@@ -221,6 +222,7 @@ def test_half_precision(oracle: Oracle, dtype: str) -> None:
     assert sum(same) >= 4
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(max_examples=60)
 def test_any_configuration(oracle: Oracle, data: st.DataObject) -> None:

@@ -28,6 +28,7 @@ def test_one_for_each_prompt() -> None:
         llm.generate([[1], [2], [3]], PARAMS, use_tqdm=False, priority=[1, 2])
 
 
+@pytest.mark.slow
 def test_async() -> None:
     async def serve() -> list[int]:
         ended: list[int] = []

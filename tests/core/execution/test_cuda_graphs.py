@@ -98,6 +98,7 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("kinds", [KINDS, KINDS[:2], KINDS[2:3], KINDS[3:4]])
 @pytest.mark.parametrize(

@@ -135,6 +135,7 @@ def test_order() -> None:
     assert row.tolist() == [(1 + 1) / 2, (-1 + 2) / 2, 2 / 2 - 2 * 0.25, -torch.inf]
 
 
+@pytest.mark.slow
 @given(data=st.data(), seed=st.integers(0, 10**6))
 def test_a_row_is_changed_the_same_in_any_batch(data: st.DataObject, seed: int) -> None:
     count = 5
@@ -219,6 +220,7 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logprobs", [None, 2])
 def test_same_tokens_however_a_request_was_run(oracle: Oracle, logprobs: int | None) -> None:
     """Batched, chunked, preempted, cached or overlapped."""
@@ -261,6 +263,7 @@ def bad_word_ids(
     return [outputs[index] for index in range(len(outputs))]
 
 
+@pytest.mark.slow
 def test_bad_words_with_overlap_and_preemption(oracle: Oracle) -> None:
     """Each request must not say what it would have said."""
     reference = oracle("plain")

@@ -70,6 +70,7 @@ def check_entries(entries: Any, token_ids: list[int], expected_LV: torch.Tensor,
             assert text is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -201,6 +201,7 @@ def drawn(oracle: Oracle, params: list[SamplingParams], **options: Any) -> list[
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filters", [{}, {"top_k": 20, "top_p": 0.9}, {"min_p": 0.05, "temperature": 1.3}])
 def test_same_seed_draws_the_same_tokens(oracle: Oracle, filters: dict[str, Any]) -> None:
     """However a request was batched, chunked, preempted, cached or overlapped."""

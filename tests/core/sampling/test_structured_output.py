@@ -75,6 +75,7 @@ def draw(llm: LLM, count: int = 1, **options: Any) -> list[CompletionOutput]:
     return [output.outputs[0] for output in llm.generate([PROMPT] * count, params, use_tqdm=False)]
 
 
+@pytest.mark.slow
 def test_json_is_valid_for_random_schemas(llm: LLM) -> None:
     rng = random.Random(0)
     schemas = [random_schema(rng) for _ in range(NUM_SCHEMAS)]
@@ -94,11 +95,13 @@ def test_the_validator_of_these_tests() -> None:
         assert not matches(PERSON, {"full_name": "x", "favourite_colour": "aquamarine", "age": 3} | wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schema", [json.dumps(PERSON), type("Model", (), {"model_json_schema": lambda: PERSON})])
 def test_a_schema_as_text_or_from_a_model(llm: LLM, schema: Any) -> None:
     assert draw(llm, 2, json=schema) == draw(llm, 2, json=PERSON)
 
 
+@pytest.mark.slow
 def test_json_object(llm: LLM) -> None:
     completions = [c for c in draw(llm, 20, json_object=True) if c.finish_reason == "stop"]
     assert len(completions) > 5
@@ -120,6 +123,7 @@ def test_regex(llm: LLM, regex: str) -> None:
         assert re.fullmatch(regex, completion.text), completion.text
 
 
+@pytest.mark.slow
 def test_choice(llm: LLM) -> None:
     choices = ["yes", "yes, my lord", "no", 'quo"te', "back\\slash", "\n", "\x01", "日本", "🎉", "a/b", "<|endoftext"]
     drawn = {completion.text for completion in draw(llm, 60, temperature=5.0, choice=choices)}
@@ -139,6 +143,7 @@ def test_grammar(llm: LLM, grammar: str) -> None:
         assert completion.text.count("(") == completion.text.count(")")
 
 
+@pytest.mark.slow
 def test_special_tokens_are_never_inside(llm: LLM) -> None:
     for completion in draw(llm, 10, regex="(?s).{20}.*", temperature=3.0):
         assert EOS not in completion.token_ids[:-1]
@@ -150,6 +155,7 @@ def test_the_text_of_a_special_token_can_not_be_dictated(llm: LLM) -> None:
     assert (completion.text, completion.finish_reason) == ("", "error")
 
 
+@pytest.mark.slow
 def test_end_of_sequence_only_where_the_output_may_end(llm: LLM) -> None:
     """And it is drawn there like any other token."""
     completions = draw(llm, 30, regex="a{3}(b|c)*", temperature=2.0)
@@ -165,6 +171,7 @@ def test_a_complete_output_ends_without_one(llm: LLM) -> None:
         assert EOS not in completion.token_ids
 
 
+@pytest.mark.slow
 def test_max_tokens_may_cut_it(llm: LLM) -> None:
     completion = draw(llm, json=PERSON, max_tokens=9)[0]
     assert (completion.finish_reason, len(completion.token_ids)) == ("length", 9)
@@ -225,6 +232,7 @@ def mixed(**options: Any) -> tuple[list[list[int]], int]:
         return tokens(llm.generate(prompts, params, use_tqdm=False)), llm.stats.num_preemptions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -240,6 +248,7 @@ def test_same_tokens_in_any_batch(options: dict[str, Any]) -> None:
     assert (num_preemptions > 0) == ("num_kv_blocks" in options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [False, True])
 def test_ordinary_requests_are_unharmed(overlap: bool) -> None:
     together = mixed(overlap=overlap)[0][1::2]
@@ -249,6 +258,7 @@ def test_ordinary_requests_are_unharmed(overlap: bool) -> None:
     assert together == alone
 
 
+@pytest.mark.slow
 def test_with_filters_and_greedy(llm: LLM) -> None:
     for options in ({"top_k": 1}, {"top_p": 0.5, "top_k": 20}, {"min_p": 0.3}, {"temperature": 0.0}):
         for completion in draw(llm, 4, json=PERSON, **options):

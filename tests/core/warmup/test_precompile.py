@@ -46,6 +46,7 @@ def logs(tmp_path: Path) -> list[str]:
     return [file.read_text() for file in (tmp_path / "nanoflow").iterdir()]
 
 
+@pytest.mark.slow
 def test_once(plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The job arrives, and is done once for each kind of engine."""
     helped(monkeypatch, f"open({str(tmp_path / 'done')!r}, 'a').write(job[0].checkpoint + ' ')")
@@ -56,6 +57,7 @@ def test_once(plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert logs(tmp_path) == ["", ""]
 
 
+@pytest.mark.slow
 def test_what_went_wrong_is_kept(plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     helped(monkeypatch, "raise ValueError('of no use')")
     for _ in range(2):
@@ -107,6 +109,7 @@ def test_who_has_none(plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not (tmp_path / "nanoflow").exists()
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard(tmp_path: Path) -> None:
     """The helper runs what it is told to, and not the script that an engine is built in."""
     script = tmp_path / "script.py"
@@ -123,6 +126,7 @@ def test_a_script_without_a_guard(tmp_path: Path) -> None:
     assert (tmp_path / "stamp").read_text() == ""
 
 
+@pytest.mark.slow
 def test_it_ends_with_the_engine(tmp_path: Path) -> None:
     """Also if that is killed: what compiles reads to the end of its input, which comes then."""
     helper = (

@@ -33,6 +33,7 @@ def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(options, "find_spec", lambda name: object())
     monkeypatch.setattr(options.ctypes, "CDLL", no_driver)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     for name in ("flash", "hybrid", "triton"):
         assert component(name).available() == options.no_gpu()
     assert "it needs a GPU" in str(options.no_gpu())

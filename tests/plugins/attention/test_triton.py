@@ -1,14 +1,6 @@
-"""The Triton backend's host side, and its kernels in Triton's interpreter; `tests/gpu` runs them on a GPU.
-
-Triton decides when it is imported whether it interprets, so the kernels are tried in a process of their own.
-"""
+"""The Triton backend's host side: what it serves, and when it is chosen."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,16 +10,6 @@ from nanoflow.plugins.attention import nanoflow_attention_backends
 from nanoflow.testing.batches import context
 
 pytest.importorskip("triton")
-
-
-def test_kernels_under_the_interpreter() -> None:
-    cases = Path(__file__).with_name("interpreted.py")
-    process = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)],
-        env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True,
-        timeout=600, check=False,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stdout + process.stderr
 
 
 @pytest.mark.parametrize(

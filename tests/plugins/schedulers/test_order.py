@@ -122,6 +122,7 @@ def test_the_last_in_line_gives_way() -> None:
     assert (late.num_output_tokens, urgent.num_output_tokens) == (7, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fcfs", "priority", "sjf", "lpm"])
 def test_thousands_may_wait(name: str) -> None:
     """The work of a step does not grow with the line: with 16 times as many it takes less than 4 times as long."""

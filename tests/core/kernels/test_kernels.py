@@ -1,4 +1,4 @@
-"""Kernels under Triton's interpreter, at small and odd shapes. `test_interpreted.py` runs this file."""
+"""Kernels in Triton's interpreter, at small and odd shapes; `tests/gpu` runs them on a GPU."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
 from nanoflow.core.kernels import allreduce_rmsnorm as ranks
 from nanoflow.core.kernels.experts import GroupedConfig
 from nanoflow.core.kernels.gemm.settings import GemvConfig, SkinnyConfig, TiledConfig, TmaConfig
+from nanoflow.plugins.attention.options import interpreted
 from tests.core.kernels import checks
 
+pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton compiles for a GPU here")
 DTYPES = [torch.float32, torch.bfloat16]
 TILED = TiledConfig(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
 TMA = TmaConfig(tokens=16, rows=16, columns=32, splits=1, num_warps=4, num_stages=2)
@@ -50,6 +54,7 @@ def sum_over_ranks(size: int, calls: list[tuple[int, int, int]], dtype: torch.dt
     assert (inboxes == -1).all(), "whoever has read a word empties it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_sum_over_ranks(size: int, dtype: torch.dtype) -> None:
@@ -58,6 +63,7 @@ def test_sum_over_ranks(size: int, dtype: torch.dtype) -> None:
     sum_over_ranks(size, calls, dtype)
 
 
+@pytest.mark.slow
 def test_ranks_that_are_late_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a call, or between sending and reading; the others run ahead, and write nowhere that is yet to be read."""
     delays = random.SystemRandom()  # of which forked ranks have no copies
@@ -139,6 +145,7 @@ def test_gemm(rows: int, outputs: int, size: int, splits: int, gated: bool, bias
         checks.check_gemm(rows, outputs, size, gated, bias, config, dtype, "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
     ("tokens", "size", "inner", "num_experts", "num_chosen", "renormalize"),
@@ -157,12 +164,14 @@ def test_draw(ties: bool, dtype: torch.dtype) -> None:
     checks.check_draw(9, 2500, dtype, "cpu", ties)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [300, 1100])  # one chunk, and two
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_draw_by_ranks(ranks: int, size: int) -> None:
     checks.check_draw_by_ranks(9, size, ranks, torch.bfloat16, "cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("ties", [False, True])
 def test_filters(ties: bool, dtype: torch.dtype) -> None:

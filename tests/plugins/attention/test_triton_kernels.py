@@ -1,4 +1,4 @@
-"""The Triton backend in Triton's interpreter runs the kit's suite. `test_triton.py` runs this file."""
+"""The Triton backend runs the kit's suite in Triton's interpreter; `tests/gpu` runs it on a GPU."""
 
 from __future__ import annotations
 
@@ -6,24 +6,32 @@ import numpy as np
 import pytest
 import torch
 
+pytest.importorskip("triton")
+
+from nanoflow.plugins.attention.options import interpreted
 from nanoflow.plugins.attention.triton import settings as triton_settings
 from nanoflow.plugins.attention.triton.prefill import TritonPrefill
 from nanoflow.plugins.attention.triton.settings import DecodeSettings, PrefillSettings
 from nanoflow.testing import AttentionBackendSuite
 from nanoflow.testing.batches import Case, context
 
+pytestmark = pytest.mark.skipif(not interpreted(), reason="Triton compiles for a GPU here")
 
+
+@pytest.mark.slow
 class TestTriton(AttentionBackendSuite):
     component = "triton"
     shapes = [(2, 64, 16), (8, 64, 256), (3, 80, 16), (16, 32, 64)]
     bounds = {torch.float32: 1e-5}  # not bfloat16, of which the interpreter's `tl.dot` multiplies the bit patterns
 
 
+@pytest.mark.slow
 def test_float16() -> None:
     suite = type("Float16", (TestTriton,), {"bounds": {torch.float16: 2e-3}})()
     suite.test_numbers("mixed", (2, 64, 16), torch.float16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("least", "window"), [(0, None), (1, None), (3, None), (0, 50), (3, 50)])
 @pytest.mark.parametrize("decodes", [[700], [3] * 5, [1, 300, 1, 90]])
 def test_shares_of_any_size(
