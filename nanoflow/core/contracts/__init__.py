@@ -3,6 +3,7 @@
 from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
 from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler
+from nanoflow.core.contracts.executor import Capabilities, Executor, PendingStep
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.contracts.operations import OperationsContext, OperationSet
 from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
@@ -12,11 +13,14 @@ __all__ = [
     "AttentionContext",
     "BlockManager",
     "BlockManagerContext",
+    "Capabilities",
     "ContinuousScheduler",
+    "Executor",
     "ModelArch",
     "ModelContext",
     "OperationSet",
     "OperationsContext",
+    "PendingStep",
     "Scheduler",
     "SchedulerContext",
 ]

@@ -13,12 +13,12 @@ import xxhash
 from nanoflow.core.config.errors import NanoflowError, RequestError, one_line, shown
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
 from nanoflow.core.contracts.block_manager import BlockManager
+from nanoflow.core.contracts.executor import Executor, PendingStep
 from nanoflow.core.contracts.scheduler import Scheduler
 from nanoflow.core.data.batch import Batch
 from nanoflow.core.data.outputs import EngineStats, RequestOutput
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.engine.output_processor import Renderer, Request, Update
-from nanoflow.core.execution.model_runner import ModelRunner, PendingStep
 from nanoflow.core.sampling.structured_output import Grammar, GrammarCompiler
 from nanoflow.core.text.tokenizer import Tokenizer
 
@@ -29,7 +29,7 @@ class Engine:
     """Runs requests to their end, a step at a time.
 
     Args:
-        runner: computes batches.
+        executor: runs batches.
         scheduler: makes them.
         block_manager: the scheduler's; asked for its size and its counters.
         tokenizer: turns output into text; None leaves texts empty.
@@ -48,11 +48,11 @@ class Engine:
     """
 
     def __init__(
-        self, *, runner: ModelRunner, scheduler: Scheduler, block_manager: BlockManager, tokenizer: Tokenizer | None,
+        self, *, executor: Executor, scheduler: Scheduler, block_manager: BlockManager, tokenizer: Tokenizer | None,
         vocab_size: int, max_model_len: int, eos_token_ids: frozenset[int], default_params: SamplingParams, seed: int,
         depth: int,
     ) -> None:  # fmt: skip
-        self.runner = runner
+        self.executor = executor
         self.scheduler = scheduler
         self.block_manager = block_manager
         self.tokenizer = tokenizer
@@ -265,7 +265,7 @@ class Engine:
             ended = self._take_grammars() if self.compiling else []
             batch = self.scheduler.schedule()
             if batch is not None:
-                self.in_flight.append((batch, self.runner.submit(batch)))
+                self.in_flight.append((batch, self.executor.submit(batch)))
                 self._count(batch)
             if batch is None or len(self.in_flight) > self.depth:
                 ended += self._take()
@@ -277,8 +277,8 @@ class Engine:
 
     def close(self) -> None:
         """End the other ranks, if there are any. The engine can't run any more; may be called again."""
-        self.runner.close()
-        if self.runner.device.type == "cuda":
+        self.executor.close()
+        if self.executor.capabilities.device_type == "cuda":
             gc.unfreeze()  # what `build_engine` froze
 
     def _take(self) -> list[Update]:
@@ -290,10 +290,9 @@ class Engine:
         sampling = [s for s, samples in zip(batch.sequences, batch.samples, strict=True) if samples]
         updates: list[Update] = []
         token_ids = step.result()
-        for part in step.logprobs:
-            for sequence, position, logprobs in part.read(self._token_text):
-                if not sequence.is_finished:
-                    sequence.add_logprobs(position, logprobs)
+        for sequence, position, logprobs in step.logprobs(self._token_text):
+            if not sequence.is_finished:
+                sequence.add_logprobs(position, logprobs)
         for sequence, token_id in zip(sampling, token_ids, strict=True):
             if not sequence.is_finished:
                 num_before = len(sequence.token_ids)
@@ -340,7 +339,7 @@ class Engine:
 
     def _end(self, sequence: Sequence) -> tuple[Request, int]:
         """Forget a sequence that ended; returns its request, and which of its sequences it was."""
-        self.runner.release(sequence)
+        self.executor.release(sequence)
         self.followed.discard(sequence.request_id)
         request, index = self.owners.pop(sequence.request_id)
         request.num_unfinished -= 1
