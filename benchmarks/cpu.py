@@ -27,6 +27,7 @@ from nanoflow.core.contracts.scheduler import SchedulerContext
 from nanoflow.core.data.parallel import ParallelContext
 from nanoflow.core.distributed.rank_group import RankGroup
 from nanoflow.core.engine.engine import Engine
+from nanoflow.core.execution.local_executor import LocalExecutor
 from nanoflow.core.execution.model_runner import ModelRunner
 from nanoflow.core.loading import hub
 from nanoflow.core.ops import Ops
@@ -149,11 +150,11 @@ def decode_steps(num_seqs: int, prompt_len: int, num_new: int) -> list[float]:
     config = SchedulerConfig(max_num_seqs=num_seqs, max_num_batched_tokens=max(8192, num_seqs))
     runner = ModelRunner(
         NullModel(), NullAttention(), device=torch.device("cpu"), block_size=size, max_num_seqs=num_seqs,
-        max_model_len=1024, padding_block=num_blocks, rank_group=RankGroup(ParallelContext(), None), ops=Ops(),
+        max_model_len=1024, num_kv_blocks=num_blocks, rank_group=RankGroup(ParallelContext(), None), ops=Ops(),
     )  # fmt: skip
     engine = Engine(
-        runner=runner, scheduler=FCFSScheduler(config, SchedulerContext(blocks, 1024)), block_manager=blocks,
-        tokenizer=None, vocab_size=2**20, max_model_len=1024, eos_token_ids=frozenset(),
+        executor=LocalExecutor(runner), scheduler=FCFSScheduler(config, SchedulerContext(blocks, 1024)),
+        block_manager=blocks, tokenizer=None, vocab_size=2**20, max_model_len=1024, eos_token_ids=frozenset(),
         default_params=SamplingParams(), seed=0, depth=0,
     )  # fmt: skip
     tokens = np.random.default_rng(0).integers(2**20, size=(num_seqs, prompt_len)).tolist()

@@ -27,18 +27,18 @@ def engine_of(llm: LLM) -> Engine:
 def recorded(llm: LLM) -> Iterator[list[Batch]]:
     """The batches that run meanwhile."""
     batches: list[Batch] = []
-    runner = engine_of(llm).runner
-    submit = runner.submit
+    executor = engine_of(llm).executor
+    submit = executor.submit
 
     def submit_and_record(batch: Batch) -> Any:
         batches.append(batch)
         return submit(batch)
 
-    runner.submit = submit_and_record  # type: ignore[method-assign]
+    executor.submit = submit_and_record  # type: ignore[method-assign]
     try:
         yield batches
     finally:
-        del runner.submit
+        del executor.submit
 
 
 def is_mixed(batch: Batch) -> bool:

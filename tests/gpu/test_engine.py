@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from typing import Any
@@ -13,9 +14,8 @@ from nanoflow import LLM, RequestOutput, SamplingParams
 from nanoflow.core.config.errors import PluginError
 from nanoflow.core.data.batch import Batch
 from nanoflow.core.data.sequence import Sequence
-from nanoflow.core.execution.input_batch import fill
-from nanoflow.core.execution.step_buffer import StepBuffer
 from nanoflow.core.ops import Ops
+from nanoflow.core.sampling.logprobs import Span
 from tests.core.checkpoints import Oracle
 from tests.core.running import check, engine_of
 
@@ -35,7 +35,7 @@ def start(oracle: Oracle, attention: str, **options: Any) -> LLM:
 def test_greedy_float32_is_exact(oracle: Oracle, attention: str, enforce_eager: bool, overlap: bool) -> None:
     options = {"dtype": "float32", "enforce_eager": enforce_eager, "overlap": overlap, "max_num_seqs": 8}
     llm = start(oracle, attention, **options, max_num_batched_tokens=48)
-    graphs = engine_of(llm).runner.graphs
+    graphs = engine_of(llm).executor.runner.graphs
     assert (graphs is not None) == (attention != "torch" and not enforce_eager)
     assert graphs is None or graphs.tokens == [16, 32, 48]
     for _ in range(2):  # the second time from the prefix cache
@@ -47,8 +47,8 @@ def test_greedy_float32_is_exact(oracle: Oracle, attention: str, enforce_eager: 
 def test_plain_pytorch_is_exact(oracle: Oracle, overlap: bool) -> None:
     llm = start(oracle, "auto", dtype="float32", accelerate=False, overlap=overlap, max_num_seqs=8)
     assert llm.describe()["attention"] == "torch"
-    assert engine_of(llm).runner.graphs is None
-    assert engine_of(llm).runner.ops == Ops()
+    assert engine_of(llm).executor.runner.graphs is None
+    assert engine_of(llm).executor.runner.ops == Ops()
     check(llm, oracle("bard"))
 
 
@@ -66,7 +66,7 @@ def test_bfloat16_is_as_near_to_float32_as_transformers(oracle: Oracle, attentio
     from transformers import AutoModelForCausalLM
 
     llm = start(oracle, attention, dtype="bfloat16", num_kv_blocks=64)
-    runner = engine_of(llm).runner
+    executor = engine_of(llm).executor
     folder = oracle("bard").folder
     prompt = [token for prompt in oracle("bard").prompts for token in prompt][:200]
     ids = torch.tensor([prompt], device="cuda")
@@ -77,11 +77,10 @@ def test_bfloat16_is_as_near_to_float32_as_transformers(oracle: Oracle, attentio
         sequence.block_table = list(range(-(-len(prompt) // 16)))
         batch = Batch()
         batch.add(sequence, len(prompt))
-        rows, *_ = runner._update_rows(batch)
-        step = StepBuffer(len(prompt), 1, torch.device("cpu"), pinned=True)
-        fill(step.arrays, batch, rows, runner.tables.on_host, runner.block_size, uniform_decode=False)
-        hidden = runner._forward(step, batch.num_decodes, uniform_decode=False)
-        ours = runner.model.compute_logits(hidden).double()
+        spans = [Span(sequence, 1, len(prompt), 0)]  # so that all logits are had
+        slots, any_new = executor.inputs.update(batch)
+        output = executor.runner.execute(executor.make_step(batch, slots, spans, any_new=any_new))
+        ours = torch.cat([*output.scored]).double()
 
     def error(logits: torch.Tensor) -> float:
         return float((logits - exact).norm() / exact.norm())
@@ -119,7 +118,7 @@ def test_soak(oracle: Oracle, attention: str) -> None:
     assert engine.stats.num_preemptions > 0
     assert engine.block_manager.num_free_blocks == free
     assert engine.scheduler.num_running == engine.scheduler.num_waiting == 0
-    keys, values = engine.runner.attention.cache(0)
+    keys, values = engine.executor.runner.attention.cache(0)
     assert torch.isfinite(keys).all()
     assert torch.isfinite(values).all()
 
@@ -129,6 +128,20 @@ def test_steps_with_prefill_in_graphs_and_beside_them(oracle: Oracle, graph_toke
     llm = start(oracle, "triton", dtype="float32", max_num_seqs=7, max_num_batched_tokens=48, graph_tokens=graph_tokens)
     for _ in range(2):
         check(llm, oracle("bard"))
+
+
+def test_many_graphs_take_the_memory_of_the_largest(oracle: Oracle) -> None:
+    """What they keep beside it is a few numbers for each row."""
+    taken = []
+    for sizes in ([64], list(range(1, 65))):
+        before = torch.cuda.memory_allocated()
+        llm = start(oracle, "triton", dtype="float32", max_num_seqs=64, graph_sizes=sizes, graph_tokens=[64])
+        taken.append(torch.cuda.memory_allocated() - before)
+        check(llm, oracle("bard"))
+        llm.close()
+        del llm
+        gc.collect()
+    assert taken[1] - taken[0] < 2**20
 
 
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="no other process may use the GPU's memory")

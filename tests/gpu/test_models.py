@@ -46,7 +46,7 @@ def test_triton(oracle: Oracle, name: str, enforce_eager: bool) -> None:
     """In graphs and without, and under preemption: five requests in blocks for one and a half."""
     llm = start(oracle, name, attention="triton", block_size=16, max_num_batched_tokens=48, num_kv_blocks=9,
                 enforce_eager=enforce_eager)  # fmt: skip
-    assert (engine_of(llm).runner.graphs is None) == enforce_eager
+    assert (engine_of(llm).executor.runner.graphs is None) == enforce_eager
     for _ in range(2):
         check(llm, oracle(name))
     assert llm.stats.num_preemptions > 0

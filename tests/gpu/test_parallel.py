@@ -38,7 +38,7 @@ def start(oracle: Oracle, size: int, **options: Any) -> LLM:
 
 def has_fused_sums(llm: LLM) -> bool:
     """Otherwise they are NCCL's, as they are where GPUs can't share memory."""
-    return isinstance(engine_of(llm).runner.rank_group.parallel.group, OneShotGroup)
+    return isinstance(engine_of(llm).executor.runner.rank_group.parallel.group, OneShotGroup)
 
 
 @pytest.mark.parametrize("size", [2, 4])
@@ -66,7 +66,7 @@ def test_sums_fused_with_norms(size: int) -> None:
 @pytest.mark.parametrize("size", [2, 4])
 def test_greedy_float32_is_exact(oracle: Oracle, size: int, options: dict[str, Any], overlap: bool) -> None:
     with start(oracle, size, overlap=overlap, **options) as llm:
-        assert (engine_of(llm).runner.graphs is None) == ("enforce_eager" in options)
+        assert (engine_of(llm).executor.runner.graphs is None) == ("enforce_eager" in options)
         assert has_fused_sums(llm) == (options.get("one_shot_kib") != 0)
         for _ in range(2):  # the second time from the prefix cache
             check(llm, oracle("bard"))
@@ -112,7 +112,7 @@ params = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
 for number, output in enumerate(llm.stream([[1, 2, 3]], params)):
     if number == 3:
         print("now", flush=True)
-        os.kill(llm.engine.runner.rank_group.processes[0].pid, signal.SIGKILL)
+        os.kill(llm.engine.executor.runner.rank_group.processes[0].pid, signal.SIGKILL)
 """
 
 

@@ -3,6 +3,7 @@
 from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
 from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler
+from nanoflow.core.contracts.executor import Capabilities, Executor, PendingStep
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.contracts.observer import Observer, ObserverContext
 from nanoflow.core.contracts.operations import OperationsContext, OperationSet
@@ -13,13 +14,16 @@ __all__ = [
     "AttentionContext",
     "BlockManager",
     "BlockManagerContext",
+    "Capabilities",
     "ContinuousScheduler",
+    "Executor",
     "ModelArch",
     "ModelContext",
     "Observer",
     "ObserverContext",
     "OperationSet",
     "OperationsContext",
+    "PendingStep",
     "Scheduler",
     "SchedulerContext",
 ]

@@ -105,13 +105,13 @@ def _join_torchrun(size: int) -> RankGroup:
     whole = TCPStore(*address, size, is_master=rank == 0 and not torchrun_store, wait_for_workers=False)
     store = PrefixStore(f"nanoflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", whole)
     if rank:
-        port, key = store.get("leader").decode().split(" ")
+        port, key = store.get("driver").decode().split(" ")
         link = Client((LOCALHOST if one_host else address[0], int(port)), authkey=bytes.fromhex(key))
         link.send_bytes(b"%d" % rank)
         return Worker(ParallelContext(rank, size), store, link, local_rank)
     key = secrets.token_bytes(16)
     with Listener((LOCALHOST if one_host else "", 0), backlog=size, authkey=key) as listener:
-        store.set("leader", f"{listener.address[1]} {key.hex()}")
+        store.set("driver", f"{listener.address[1]} {key.hex()}")
         arrived = [listener.accept() for _ in range(size - 1)]
     links = {int(link.recv_bytes()): link for link in arrived}
     for link in arrived:

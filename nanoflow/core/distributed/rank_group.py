@@ -1,7 +1,7 @@
 """The processes of one engine: rank 0, which schedules and samples, and the others, which compute beside it.
 
 Rank 0 has a socket to each of the others. Down it go messages of any length, one a step, which are bytes and never
-pickled; up come numbers while the engine is built, and the reason if a rank fails. The end of a process closes its
+pickled; up come replies to those that ask for one, and the reason if a rank fails. The end of a process closes its
 sockets, so the others notice it without a timeout, and none is left behind.
 """
 
@@ -109,16 +109,21 @@ class Driver(RankGroup):
         except OSError:
             self._fail({})
 
-    def minimum(self, number: int) -> int:
-        numbers = [number]
+    def replies(self) -> list[bytes]:
+        """What each of the other ranks has sent by `Worker.reply`; waits for it, and raises as `minimum` does."""
+        replies = []
         for link in self.links:
             try:
-                answer = link.recv_bytes()
+                reply = link.recv_bytes()
             except (EOFError, OSError):
                 self._fail({})
-            if answer.startswith(FAILED):
-                self._fail({link: answer})
-            numbers.append(int(answer))
+            if reply.startswith(FAILED):
+                self._fail({link: reply})
+            replies.append(reply)
+        return replies
+
+    def minimum(self, number: int) -> int:
+        numbers = [number, *map(int, self.replies())]
         for link in self.links:
             with suppress(OSError):  # `check` will tell
                 link.send_bytes(b"%d" % min(numbers))
@@ -194,8 +199,12 @@ class Worker(RankGroup):
         self.lost = hang_ups(link)
 
     def minimum(self, number: int) -> int:
-        self.link.send_bytes(b"%d" % number)
+        self.reply(b"%d" % number)
         return int(self.receive())
+
+    def reply(self, reply: bytes) -> None:
+        """Send rank 0 what it waits for in `Driver.replies`; doesn't begin with `FAILED`."""
+        self.link.send_bytes(reply)
 
     def receive(self) -> bytes:
         """Rank 0's next message.

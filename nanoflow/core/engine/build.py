@@ -11,14 +11,17 @@ from nanoflow.core.config.engine_config import Config
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.contracts.block_manager import BlockManagerContext
 from nanoflow.core.contracts.contract_checks import CheckedBlockManager, CheckedScheduler
+from nanoflow.core.contracts.executor import Executor
 from nanoflow.core.contracts.observer import ObserverContext
 from nanoflow.core.contracts.scheduler import SchedulerContext
 from nanoflow.core.distributed.launch import end_process, form_rank_group
 from nanoflow.core.distributed.rank_group import Driver, RankGroup, Worker
 from nanoflow.core.engine.engine import Engine
 from nanoflow.core.execution.build_runner import build_runner
+from nanoflow.core.execution.local_executor import LocalExecutor
 from nanoflow.core.execution.model_runner import ModelRunner
-from nanoflow.core.execution.plan import Plan, device_name, make_plan
+from nanoflow.core.execution.plan import Plan, make_plan
+from nanoflow.core.execution.rank_executor import RankExecutor, worker_loop
 from nanoflow.core.loading.generation_config import eos_token_ids, sampling_params
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.text.tokenizer import Tokenizer
@@ -33,17 +36,17 @@ def build_engine(
     If torchrun started this process as another rank than 0, it ends when rank 0 lets go of its engine.
 
     Returns:
-        The engine, and what it is made of: checkpoint, a plugin name for each role, device and dtype.
+        The engine, and its description: checkpoint, a plugin name for each role, device and dtype.
 
     Raises:
         NanoflowError: an option, a checkpoint or a plugin that can't be used, in one sentence; or another rank failed.
     """
     rank_group = form_rank_group(config)
     if isinstance(rank_group, Worker):
-        follow(config, registry, rank_group)
+        run_worker(config, registry, rank_group)
         end_process(0)
     try:
-        engine, made_of = _build_engine(config, registry, rank_group, clock)
+        engine, description = _build_engine(config, registry, rank_group, clock)
     except BaseException as error:
         try:
             if isinstance(error, RuntimeError):  # such as of a sum that a rank was missing for
@@ -51,16 +54,16 @@ def build_engine(
         finally:
             rank_group.close()
         raise
-    if engine.runner.device.type == "cuda":
+    if engine.executor.capabilities.device_type == "cuda":
         # Requests make many objects, so that full collections come often. Each would look at all of PyTorch's, too, for
         # 0.2 seconds in which the GPU is idle; what is there by now is left out of them until `Engine.close`.
         gc.collect()
         gc.freeze()
-    return engine, made_of
+    return engine, description
 
 
-def follow(config: Config, registry: Registry, rank_group: Worker) -> None:
-    """Build a rank other than 0, and compute what rank 0 sends until there is no more.
+def run_worker(config: Config, registry: Registry, rank_group: Worker) -> None:
+    """Build a rank other than 0, and execute what rank 0 sends until there is no more.
 
     Raises:
         Exception: whatever went wrong; rank 0 has been told.
@@ -68,9 +71,8 @@ def follow(config: Config, registry: Registry, rank_group: Worker) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # rank 0 says it
-            runner = _build_runner(config, registry, make_plan(config, registry, rank_group), rank_group)[0]
-        while True:
-            runner.follow(rank_group.receive())
+            runner, _ = _build_runner(config, registry, make_plan(config, registry, rank_group), rank_group)
+        worker_loop(runner, rank_group)
     except EOFError:
         return
     except BaseException as error:
@@ -83,39 +85,46 @@ def _build_engine(
 ) -> tuple[Engine, dict[str, str]]:
     options = config.engine
     plan = make_plan(config, registry, rank_group)
-    runner, num_blocks, names = _build_runner(config, registry, plan, rank_group)
+    runner, names = _build_runner(config, registry, plan, rank_group)
+    executor: Executor = LocalExecutor(runner)
     if isinstance(rank_group, Driver):
-        runner.send = rank_group.send
+        executor = RankExecutor(runner, rank_group)
+    capabilities = executor.capabilities
     blocks_entry, blocks_options = registry.resolve("block_manager", config.plugins.get("block_manager"))
-    block_manager = blocks_entry.build(blocks_options, BlockManagerContext(num_blocks, options.block_size))
+    block_manager = blocks_entry.build(
+        blocks_options, BlockManagerContext(capabilities.num_kv_blocks, capabilities.block_size)
+    )
     if options.debug:
         block_manager = CheckedBlockManager(block_manager, str(blocks_entry))
     scheduler_entry, _ = registry.resolve("scheduler", config.plugins.get("scheduler"))
-    scheduler = scheduler_entry.build(plan.limits, SchedulerContext(block_manager, plan.max_model_len))
+    scheduler = scheduler_entry.build(
+        plan.scheduler_config, SchedulerContext(block_manager, capabilities.max_model_len)
+    )
     if options.debug:
-        scheduler = CheckedScheduler(scheduler, str(scheduler_entry), plan.limits, block_manager)
+        scheduler = CheckedScheduler(scheduler, str(scheduler_entry), plan.scheduler_config, block_manager)
 
     tokenizer = Tokenizer.load(plan.folder)
-    vocab_size = runner.model.vocab_size
     of_tokenizer = tokenizer.eos_token_id if tokenizer else None
-    limits = plan.limits
+    limits = plan.scheduler_config
     observers = registry.build_several(
         "observers", config.plugins.get("observers"),
-        ObserverContext(clock, num_blocks, options.block_size, limits.max_num_seqs, limits.budget),
+        ObserverContext(
+            clock, capabilities.num_kv_blocks, capabilities.block_size, limits.max_num_seqs, limits.budget
+        ),
     )  # fmt: skip
-    overlap = plan.device.type != "cpu" if options.overlap is None else options.overlap
+    async_scheduling = capabilities.device_type != "cpu" if options.overlap is None else options.overlap
     from_checkpoint = options.generation_config == "auto"
     engine = Engine(
-        runner=runner,
+        executor=executor,
         scheduler=scheduler,
         block_manager=block_manager,
         tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        max_model_len=plan.max_model_len,
-        eos_token_ids=eos_token_ids(plan.folder, plan.hf_config, vocab_size, of_tokenizer),
+        vocab_size=capabilities.vocab_size,
+        max_model_len=capabilities.max_model_len,
+        eos_token_ids=eos_token_ids(plan.folder, plan.hf_config, capabilities.vocab_size, of_tokenizer),
         default_params=sampling_params(plan.folder) if from_checkpoint else SamplingParams(),
         seed=options.seed,
-        depth=1 if overlap else 0,
+        depth=1 if async_scheduling else 0,
         clock=clock,
         observers=observers,
     )
@@ -124,13 +133,13 @@ def _build_engine(
         **names,
         "scheduler": scheduler_entry.component.name,
         "block_manager": blocks_entry.component.name,
-        "device": device_name(plan.device, rank_group.parallel.size),
+        "device": capabilities.device,
         "dtype": str(plan.dtype).removeprefix("torch."),
     }
 
 
 def _build_runner(
     config: Config, registry: Registry, plan: Plan, rank_group: RankGroup
-) -> tuple[ModelRunner, int, dict[str, str]]:  # fmt: skip
+) -> tuple[ModelRunner, dict[str, str]]:  # fmt: skip
     with precompiled(config, plan, rank_group) as wait:
         return build_runner(config, registry, plan, rank_group, wait)

@@ -14,6 +14,7 @@ import xxhash
 from nanoflow.core.config.errors import NanoflowError, RequestError, one_line
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
 from nanoflow.core.contracts.block_manager import BlockManager
+from nanoflow.core.contracts.executor import Executor, PendingStep
 from nanoflow.core.contracts.observer import Observer
 from nanoflow.core.contracts.scheduler import Scheduler
 from nanoflow.core.data.batch import Batch
@@ -26,7 +27,6 @@ from nanoflow.core.engine.observers import Observers
 from nanoflow.core.engine.output_processor import OutputProcessor
 from nanoflow.core.engine.request import Request, make_sequences
 from nanoflow.core.engine.stop_checker import StopChecker
-from nanoflow.core.execution.model_runner import ModelRunner, PendingStep
 from nanoflow.core.sampling.structured_output import Grammar, GrammarCompiler
 from nanoflow.core.text.tokenizer import Tokenizer
 
@@ -38,7 +38,7 @@ class Engine:
     """Runs requests to their end, a step at a time.
 
     Args:
-        runner: computes batches.
+        executor: runs batches.
         scheduler: makes them.
         block_manager: the scheduler's; asked for its size and its counters.
         tokenizer: turns output into text; None leaves texts empty.
@@ -60,11 +60,11 @@ class Engine:
     """
 
     def __init__(
-        self, *, runner: ModelRunner, scheduler: Scheduler, block_manager: BlockManager, tokenizer: Tokenizer | None,
+        self, *, executor: Executor, scheduler: Scheduler, block_manager: BlockManager, tokenizer: Tokenizer | None,
         vocab_size: int, max_model_len: int, eos_token_ids: frozenset[int], default_params: SamplingParams, seed: int,
         depth: int, clock: Callable[[], float] = time.perf_counter, observers: Iterable[Observer] = (),
     ) -> None:  # fmt: skip
-        self.runner = runner
+        self.executor = executor
         self.scheduler = scheduler
         self.block_manager = block_manager
         self.tokenizer = tokenizer
@@ -246,7 +246,7 @@ class Engine:
         """Start the step of a batch."""
         if self.observers is not None:
             self.observers.scheduled(batch, self._wait_reasons())
-        self.in_flight.append((batch, self.runner.submit(batch)))
+        self.in_flight.append((batch, self.executor.submit(batch)))
         num_decodes = batch.num_decodes
         self._stats.num_steps += 1
         self._stats.num_decode_tokens += num_decodes
@@ -263,10 +263,9 @@ class Engine:
         batch, step = self.in_flight.popleft()
         token_ids = step.result()
         now = self.clock()
-        for part in step.logprobs:
-            for sequence, position, logprobs in part.read(self._token_text):
-                if not sequence.is_finished:
-                    sequence.add_logprobs(position, logprobs)
+        for sequence, position, logprobs in step.logprobs(self._token_text):
+            if not sequence.is_finished:
+                sequence.add_logprobs(position, logprobs)
         changed = self._append(batch, token_ids, now)
         if self.stop_checker.texts:
             self.stop_checker.check([s for s, _ in changed if s.request_id in self.stop_checker.texts])
@@ -303,7 +302,7 @@ class Engine:
 
     def _end(self, sequence: Sequence) -> None:
         """Forget a sequence that ended."""
-        self.runner.release(sequence)
+        self.executor.release(sequence)
         self.incremental.discard(sequence.request_id)
         self.stop_checker.forget(sequence)
         request, _ = self.owners.pop(sequence.request_id)
@@ -346,6 +345,6 @@ class Engine:
 
     def close(self) -> None:
         """End the other ranks, if there are any. The engine can't run any more; may be called again."""
-        self.runner.close()
-        if self.runner.device.type == "cuda":
+        self.executor.close()
+        if self.executor.capabilities.device_type == "cuda":
             gc.unfreeze()  # what `build_engine` froze

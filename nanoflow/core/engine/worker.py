@@ -17,10 +17,10 @@ GRACE = 0.2  # seconds to end in order
 
 
 def main(fd: int) -> int:
-    """Compute what rank 0 sends until it is gone; the exit code."""
+    """Execute what rank 0 sends until it is gone; the exit code."""
     link = Connection(fd)
     threading.Thread(target=end_with_rank_0, args=(link,), daemon=True).start()
-    from nanoflow.core.engine.build import follow
+    from nanoflow.core.engine.build import run_worker
     from nanoflow.core.registry.registry import Registry
 
     try:
@@ -28,7 +28,7 @@ def main(fd: int) -> int:
     except EOFError:
         return 0  # it is gone already
     try:
-        follow(config, Registry.load(), rank_group)
+        run_worker(config, Registry.load(), rank_group)
     except NanoflowError:
         return 1  # rank 0 says it
     except BaseException:

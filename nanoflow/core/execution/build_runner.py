@@ -14,6 +14,7 @@ from nanoflow.core.contracts.operations import OperationsContext
 from nanoflow.core.distributed.rank_group import RankGroup
 from nanoflow.core.execution import cuda_graphs as graphs
 from nanoflow.core.execution import kv_cache_size as memory
+from nanoflow.core.execution.local_executor import LocalExecutor
 from nanoflow.core.execution.model_runner import ModelRunner
 from nanoflow.core.execution.plan import Plan
 from nanoflow.core.kernels.register import select_ops
@@ -23,7 +24,7 @@ from nanoflow.core.registry.registry import Registry
 
 def build_runner(
     config: Config, registry: Registry, plan: Plan, rank_group: RankGroup, wait_for_kernels: Callable[[], None]
-) -> tuple[ModelRunner, int, dict[str, str]]:  # fmt: skip
+) -> tuple[ModelRunner, dict[str, str]]:  # fmt: skip
     """What every rank has: a runner with its part of the model and of the cache.
 
     Args:
@@ -31,9 +32,9 @@ def build_runner(
         wait_for_kernels: called before the first kernel is launched.
 
     Returns:
-        The runner, the number of blocks that the block manager may hand out, and the names of model and attention.
+        The runner, and the names of model and attention.
     """
-    options, device, limits = config.engine, plan.device, plan.limits
+    options, device, scheduler_config = config.engine, plan.device, plan.scheduler_config
     if device.type == "cuda" and rank_group.parallel.size > 1:
         torch.cuda.set_device(device)
     sets = registry.build_several("operations", config.plugins.get("operations"), OperationsContext(device))
@@ -68,28 +69,31 @@ def build_runner(
     def build_attention() -> AttentionBackend:
         return attention_entry.build(attention_options, attention_context)
 
-    def runner_with(attention: AttentionBackend, padding_block: int) -> ModelRunner:
+    def runner_with(attention: AttentionBackend, num_kv_blocks: int) -> ModelRunner:
         return ModelRunner(
             model,
             attention,
             device=device,
             block_size=options.block_size,
-            max_num_seqs=limits.max_num_seqs,
+            max_num_seqs=scheduler_config.max_num_seqs,
             max_model_len=plan.max_model_len,
-            padding_block=padding_block,
+            num_kv_blocks=num_kv_blocks,
             rank_group=rank_group,
             ops=ops,
         )
 
     attention = build_attention()
-    decodes, tokens = graphs_to_capture(options, limits, attention, device)
+    decodes, tokens = graphs_to_capture(options, scheduler_config, attention, device)
     wait_for_kernels()
     rank_group.barrier()  # from here on ranks compute together
     reserved = 0
     if device.type == "cuda":
-        captured_bytes, step_bytes = memory.measure_step(runner_with(build_attention(), 0), limits, plan.max_model_len)
-        rows = graphs.num_rows(decodes, tokens, limits.max_num_seqs)
-        reserved = step_bytes + memory.graph_bytes(captured_bytes, rows, model.vocab_size // parallel.size, plan.dtype)
+        captured_bytes, step_bytes = memory.measure_step(
+            LocalExecutor(runner_with(build_attention(), num_kv_blocks=0)), scheduler_config
+        )
+        width = -(-plan.max_model_len // options.block_size)
+        shared_bytes = graphs.buffer_bytes(decodes, tokens, scheduler_config.max_num_seqs, width)
+        reserved = step_bytes + memory.graph_bytes(captured_bytes, shared_bytes)
     num_blocks = rank_group.minimum(memory.pick_num_blocks(options, attention.bytes_per_block, device, reserved))
     try:
         attention.allocate(num_blocks + 1)  # the last block is nobody's
@@ -98,11 +102,11 @@ def build_runner(
         raise ConfigError(
             f"There is no memory for a KV cache of {num_blocks} blocks ({size:.1f} GiB); lower engine.num_kv_blocks."
         ) from None
-    runner = runner_with(attention, padding_block=num_blocks)
+    runner = runner_with(attention, num_kv_blocks=num_blocks)
     if decodes:
         runner.capture(decodes, tokens)
     rank_group.barrier()
-    return runner, num_blocks, {"model": model_entry.component.name, "attention": attention_entry.component.name}
+    return runner, {"model": model_entry.component.name, "attention": attention_entry.component.name}
 
 
 def pick_attention(config: Config) -> PluginChoice | None:
@@ -113,14 +117,16 @@ def pick_attention(config: Config) -> PluginChoice | None:
 
 
 def graphs_to_capture(
-    options: EngineConfig, limits: SchedulerConfig, attention: AttentionBackend, device: torch.device
+    options: EngineConfig, scheduler_config: SchedulerConfig, attention: AttentionBackend, device: torch.device
 ) -> tuple[list[int], list[int]]:
     """Batch sizes of decode steps and token counts of other steps to capture, rising; both empty for no graphs."""
     if device.type != "cuda" or not attention.capturable or options.enforce_eager or not options.accelerate:
         return [], []
-    decodes = options.graph_sizes or graphs.decode_sizes(limits.max_num_seqs)
-    decodes = sorted({*(size for size in decodes if size < limits.max_num_seqs), limits.max_num_seqs})
+    decodes = options.graph_sizes or graphs.decode_sizes(scheduler_config.max_num_seqs)
+    decodes = sorted(
+        {*(size for size in decodes if size < scheduler_config.max_num_seqs), scheduler_config.max_num_seqs}
+    )
     tokens = options.graph_tokens
     if tokens is None:
-        tokens = graphs.token_sizes(limits.budget)
+        tokens = graphs.token_sizes(scheduler_config.budget)
     return decodes, sorted(set(tokens)) if attention.capturable_chunks else []

@@ -9,15 +9,16 @@ import torch
 from nanoflow.core.config.engine_config import EngineConfig, SchedulerConfig
 from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.contracts.executor import Capabilities
 from nanoflow.core.data.batch import Batch
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.execution.free_memory import available_memory
-from nanoflow.core.execution.model_runner import ModelRunner
+from nanoflow.core.execution.local_executor import LocalExecutor
 
 GIB = 2**30
 CPU_KV_CACHE_BYTES = 2 * GIB
 CPU_SHARE = 0.25  # of the memory that can be had
-GRAPH_BYTES = GIB // 4  # what captured steps take beside their activations and logits
+GRAPH_BYTES = GIB // 4  # what captured steps take beside their activations, logits and buffers
 
 
 def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.device, reserved: int) -> int:
@@ -54,49 +55,49 @@ def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.d
     return size // bytes_per_block - 1  # the engine keeps one for itself
 
 
-def measure_step(runner: ModelRunner, limits: SchedulerConfig, max_model_len: int) -> tuple[int, int]:
+def measure_step(executor: LocalExecutor, config: SchedulerConfig) -> tuple[int, int]:
     """Bytes of GPU memory that the most expensive steps take beside weights and cache: one as it may be captured, and
     one whose sequences ask for everything that sampling can do, tables of `RowLogits` included.
 
     Runs these steps: as many sequences and tokens as the scheduler may batch. They share one block, for their content
     doesn't matter. It also compiles the kernels of such steps.
     """
+    runner = executor.runner
     everything = SamplingParams(top_p=0.9, top_k=50, min_p=0.01, presence_penalty=1, logit_bias={0: 1.0}, logprobs=1)
     runner.attention.allocate(1)
     before = torch.cuda.memory_allocated(runner.device)
     peaks = []
     for params in (SamplingParams(), everything):
         torch.cuda.reset_peak_memory_stats(runner.device)
-        batch = _largest_batch(runner, limits, max_model_len, params)
-        runner.submit(batch).result()
+        batch = _largest_batch(executor.capabilities, config, params)
+        executor.submit(batch).result()
         peaks.append(torch.cuda.max_memory_allocated(runner.device) - before)
         for sequence in batch.sequences:
-            runner.release(sequence)
+            executor.release(sequence)
     return peaks[0], peaks[1]
 
 
-def _largest_batch(runner: ModelRunner, limits: SchedulerConfig, max_model_len: int, params: SamplingParams) -> Batch:
+def _largest_batch(capabilities: Capabilities, config: SchedulerConfig, params: SamplingParams) -> Batch:
     # A prompt's log-probabilities are taken for so few tokens at a time that one sequence shows what they need.
     first = replace(params, prompt_logprobs=params.logprobs)
-    num_seqs = min(limits.max_num_seqs, limits.budget)
+    num_seqs = min(config.max_num_seqs, config.budget)
     batch = Batch()
-    left = limits.budget
+    left = config.budget
     for index in range(num_seqs):
-        length = min(-(-left // (num_seqs - index)), max_model_len)
+        length = min(-(-left // (num_seqs - index)), capabilities.max_model_len)
         sequence = Sequence(str(index), [0] * length, params if index else first, max_tokens=1)
-        sequence.block_table = [0] * -(-length // runner.block_size)
+        sequence.block_table = [0] * -(-length // capabilities.block_size)
         batch.add(sequence, length)
         left -= length
     return batch
 
 
-def graph_bytes(step_bytes: int, rows: int, vocab_size: int, dtype: torch.dtype) -> int:
+def graph_bytes(step_bytes: int, buffer_bytes: int) -> int:
     """Bytes of GPU memory that graphs take.
 
     Args:
-        step_bytes: what the most expensive captured step takes; graphs have as much for all of them together.
-        rows: of logits, of which each graph has its own; 0 if there are no graphs.
-        vocab_size: V, or what a rank has of it.
-        dtype: of the logits.
+        step_bytes: what the most expensive captured step takes, logits included; graphs have as much for all of them
+            together.
+        buffer_bytes: `cuda_graphs.buffer_bytes`; 0 if there are no graphs.
     """
-    return step_bytes + rows * vocab_size * dtype.itemsize + GRAPH_BYTES if rows else 0
+    return step_bytes + buffer_bytes + GRAPH_BYTES if buffer_bytes else 0

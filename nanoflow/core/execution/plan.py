@@ -1,4 +1,4 @@
-"""What is known of an engine before anything takes memory: device, dtype, longest sequence, limits."""
+"""What is known of an engine before anything takes memory: device, dtype, longest sequence, the scheduler's options."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Plan:
         device: of this rank.
         dtype: of parameters, activations and the KV cache.
         max_model_len: most tokens in a sequence.
-        limits: the scheduler's options, with its budget set.
+        scheduler_config: the scheduler's options, with its budget set.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class Plan:
     device: torch.device
     dtype: torch.dtype
     max_model_len: int
-    limits: SchedulerConfig
+    scheduler_config: SchedulerConfig
 
 
 def make_plan(config: Config, registry: Registry, rank_group: RankGroup) -> Plan:
@@ -54,16 +54,16 @@ def make_plan(config: Config, registry: Registry, rank_group: RankGroup) -> Plan
     folder = resolve(config.checkpoint, weights=has_weights)
     hf_config = read_config(folder)
     device = rank_device(pick_device(options.device), rank_group)
-    limits: SchedulerConfig = registry.resolve("scheduler", config.plugins.get("scheduler"))[1]
-    if limits.max_num_batched_tokens is None:
-        budget = GPU_TOKENS if device.type == "cuda" else CPU_TOKENS
-        limits = replace(limits, max_num_batched_tokens=max(budget, limits.max_num_seqs))
+    scheduler_config: SchedulerConfig = registry.resolve("scheduler", config.plugins.get("scheduler"))[1]
+    if scheduler_config.max_num_batched_tokens is None:
+        budget = max(GPU_TOKENS if device.type == "cuda" else CPU_TOKENS, scheduler_config.max_num_seqs)
+        scheduler_config = replace(scheduler_config, max_num_batched_tokens=budget)
     dtype = pick_dtype(options.dtype, hf_config, device)
     model_entry, _ = registry.model_for(config.plugins.get("model"), hf_config.get("architectures") or [])
     max_model_len = pick_max_model_len(options.max_model_len, hf_config, model_entry.component.positions_key)
     if has_weights:
         _untie(folder, hf_config)
-    return Plan(folder, hf_config, device, dtype, max_model_len, limits)
+    return Plan(folder, hf_config, device, dtype, max_model_len, scheduler_config)
 
 
 def _untie(folder: Path, hf_config: HFConfig) -> None:

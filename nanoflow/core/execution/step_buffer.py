@@ -1,7 +1,7 @@
 """What one step reads, as arrays that travel to the device in one copy.
 
-A running sequence has a row in buffers on the device: its block table, its sampling parameters, the last token that it
-sampled. The host says which rows run, and where their new tokens go; it need not know the values of tokens that an
+A running sequence has a slot in buffers on the device: its block table, its sampling parameters, the last token that it
+sampled. The host says which slots run, and where their new tokens go; it need not know the values of tokens that an
 earlier step is still to bring.
 """
 
@@ -19,11 +19,11 @@ class StepInput:
     """The arrays of a step of T tokens in S sequences: numpy's on the host, or torch's.
 
     Attributes:
-        token_ids_T: int64; -1 - r stands for the last token that row r sampled.
+        token_ids_T: int64; -1 - r stands for the last token that slot r sampled.
         positions_T: int64.
-        slots_T: int64; as `AttentionInput.slot_mapping_T`.
-        rows_S: int64; the row of each sequence.
-        targets_S: int64; the row whose last token the sampled one becomes: its own, or the padding row if the step
+        slot_mapping_T: int64; as in `AttentionInput`.
+        slots_S: int64; the slot of each sequence.
+        targets_S: int64; the slot whose last token the sampled one becomes: its own, or the padding slot if the step
             doesn't reach the sequence's end.
         query_start_S1: int32; as in `AttentionInput`.
         context_lens_S: int32; as in `AttentionInput`. Also the position of the token to be sampled.
@@ -31,8 +31,8 @@ class StepInput:
 
     token_ids_T: Any
     positions_T: Any
-    slots_T: Any
-    rows_S: Any
+    slot_mapping_T: Any
+    slots_S: Any
     targets_S: Any
     query_start_S1: Any
     context_lens_S: Any
@@ -78,8 +78,8 @@ class StepBuffer:
         return StepInput(
             token_ids_T=longs[:T],
             positions_T=longs[T : 2 * T],
-            slots_T=longs[2 * T : 3 * T],
-            rows_S=longs[3 * T : 3 * T + S],
+            slot_mapping_T=longs[2 * T : 3 * T],
+            slots_S=longs[3 * T : 3 * T + S],
             targets_S=longs[3 * T + S :],
             query_start_S1=integers[: S + 1],
             context_lens_S=integers[S + 1 :],

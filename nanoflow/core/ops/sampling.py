@@ -31,6 +31,10 @@ class Filters:
     top_p_S: torch.Tensor
     min_p_S: torch.Tensor
 
+    def take(self, index: torch.Tensor) -> Filters:
+        """Those of some rows."""
+        return Filters(self.top_k_S[index], self.top_p_S[index], self.min_p_S[index])
+
 
 def sample(
     logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor,
@@ -45,7 +49,7 @@ def sample(
         logits_SV: left alone.
         temperature_S: float32; 0 is greedy.
         seed_S: int64; any 64 bits.
-        position_S: int64; index of the token to be sampled in its sequence, below 2**32.
+        position_S: int32 or int64; index of the token to be sampled in its sequence, below 2**32.
         filters: None for none; only where all logits are here.
         last_token_R: int64; the tokens are written there too, at `targets_S` (int64). None writes nothing.
         targets_S: distinct where it matters which token stays.
@@ -54,21 +58,38 @@ def sample(
         parallel: the ranks that have parts of the logits, of one size and in their order. All of them call this, with
             the same parameters, and get the same tokens.
     """
-    scores = logits_SV.float() / temperature_S.clamp(min=LOWEST_TEMPERATURE).unsqueeze(-1)
-    if filters is not None:
-        if (filters.top_k_S < scores.shape[-1]).any() or (filters.top_p_S < 1).any():
-            scores = keep_top(scores, filters.top_k_S.unsqueeze(-1), filters.top_p_S.unsqueeze(-1))
-        scores = keep_likely(scores, filters.min_p_S.unsqueeze(-1))
-    first = parallel.rank * scores.shape[-1]
-    scores += gumbel_noise(seed_S.unsqueeze(-1), position_S.unsqueeze(-1), scores.shape[-1], first)
-    best_S, token_S = torch.where(temperature_S.unsqueeze(-1) > 0, scores, logits_SV.float()).max(-1)
-    best_SN, token_SN = (parallel.all_gather(x.unsqueeze(-1)) for x in (best_S, token_S + first))
-    tokens_S = token_SN.gather(-1, best_SN.argmax(-1, keepdim=True)).squeeze(-1)
+    first = parallel.rank * logits_SV.shape[-1]
+    random_N = (temperature_S > 0).nonzero().squeeze(-1)
+    if len(random_N) == len(logits_SV):
+        best_S, token_S = _scores(logits_SV, temperature_S, seed_S, position_S, filters, first).max(-1)
+    else:
+        best_S, token_S = logits_SV.float().max(-1)
+        if len(random_N):
+            rows = (values_S[random_N] for values_S in (logits_SV, temperature_S, seed_S, position_S))
+            best = _scores(*rows, filters and filters.take(random_N), first).max(-1)
+            best_S[random_N], token_S[random_N] = best
+    if parallel.size > 1:
+        best_SN, token_SN = (parallel.all_gather(x.unsqueeze(-1)) for x in (best_S, token_S + first))
+        token_S = token_SN.gather(-1, best_SN.argmax(-1, keepdim=True)).squeeze(-1)
     if last_token_R is not None:
-        last_token_R[targets_S] = tokens_S
+        last_token_R[targets_S] = token_S
     if outbox is not None and turn_1 is not None:
-        outbox[(int(turn_1) - 1) % len(outbox), : len(tokens_S)] = tokens_S
-    return tokens_S
+        outbox[(int(turn_1) - 1) % len(outbox), : len(token_S)] = token_S
+    return token_S
+
+
+def _scores(
+    logits_SV: torch.Tensor, temperature_S: torch.Tensor, seed_S: torch.Tensor, position_S: torch.Tensor,
+    filters: Filters | None, first: int,
+) -> torch.Tensor:  # fmt: skip
+    """float32 [S, V], of rows with a temperature: the highest is the token. Candidates have the ids from `first` on."""
+    scores_SV = logits_SV.float() / temperature_S.clamp(min=LOWEST_TEMPERATURE).unsqueeze(-1)
+    if filters is not None:
+        if (filters.top_k_S < scores_SV.shape[-1]).any() or (filters.top_p_S < 1).any():
+            scores_SV = keep_top(scores_SV, filters.top_k_S.unsqueeze(-1), filters.top_p_S.unsqueeze(-1))
+        scores_SV = keep_likely(scores_SV, filters.min_p_S.unsqueeze(-1))
+    scores_SV += gumbel_noise(seed_S.unsqueeze(-1), position_S.unsqueeze(-1), scores_SV.shape[-1], first)
+    return scores_SV
 
 
 def keep_top(scores_SV: torch.Tensor, top_k_S1: torch.Tensor, top_p_S1: torch.Tensor) -> torch.Tensor:

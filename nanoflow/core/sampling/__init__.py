@@ -1,9 +1,10 @@
-"""From logits to token ids: penalties and masks, filters, draws, log-probabilities."""
+"""From logits to token ids: penalties and masks, filters, what is sampled beside graphs, log-probabilities."""
 
 from nanoflow.core.sampling.batch_sampler import BatchSampler
-from nanoflow.core.sampling.sampler import Sampler
+from nanoflow.core.sampling.sampling_input import RowParams, SamplingInput
 
 __all__ = [
     "BatchSampler",
-    "Sampler",
+    "RowParams",
+    "SamplingInput",
 ]

@@ -68,7 +68,7 @@ def fingerprint(config: Config, plan: Plan, gpu: GPU, num_ranks: int) -> str:
     parts = (
         torch.__version__, triton.__version__, gpu.capability, gpu.properties, num_ranks, plugins, options.block_size,
         options.enforce_eager, options.graph_sizes, options.graph_tokens, options.one_shot_kib,
-        sorted(plan.hf_config.items()), plan.dtype, plan.max_model_len, plan.limits, sources,
+        sorted(plan.hf_config.items()), plan.dtype, plan.max_model_len, plan.scheduler_config, sources,
     )  # fmt: skip
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 

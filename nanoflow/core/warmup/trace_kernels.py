@@ -27,6 +27,7 @@ from nanoflow.core.data.parallel import ParallelContext
 from nanoflow.core.distributed.fused_allreduce_norm import FusedAllReduceNorm
 from nanoflow.core.distributed.process_group import one_shot_bytes
 from nanoflow.core.distributed.rank_group import RankGroup
+from nanoflow.core.execution import cuda_graphs
 from nanoflow.core.execution.build_runner import build_runner
 from nanoflow.core.execution.plan import Plan
 from nanoflow.core.kernels.register import select_ops
@@ -77,7 +78,8 @@ def trace_kernels(config: Config, plan: Plan, gpu: GPU, num_ranks: int) -> list[
             hf_config["layer_types"] = types[:LAYERS]
     config = replace(config, engine=replace(config.engine, load_format="dummy", num_kv_blocks=1))
     registry = Registry.load()
-    with patch.object(dummy, "fill_random"), fake_cuda(gpu) as kernels:
+    unowned = patch.object(cuda_graphs, "unowned", lambda x: x)  # there is no memory
+    with patch.object(dummy, "fill_random"), unowned, fake_cuda(gpu) as kernels:
         most_bytes = one_shot_bytes(config.engine.one_shot_kib)
         echo = EchoGroup(num_ranks, most_bytes, gpu.device, select_ops(gpu.device)) if num_ranks > 1 else None
         rank_group = RankGroup(ParallelContext(0, num_ranks, echo), None)

@@ -245,7 +245,7 @@ def test_a_grammar_that_breaks_harms_nobody(talker: AsyncLLM, monkeypatch: pytes
     run(test())
 
 
-@pytest.mark.parametrize("where", ["runner", "output processor"])
+@pytest.mark.parametrize("where", ["executor", "output processor"])
 def test_a_failure_reaches_every_waiter(talker: AsyncLLM, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         tasks = [asyncio.create_task(collect(talker, says(max_tokens=None))) for _ in range(5)]
@@ -255,8 +255,8 @@ def test_a_failure_reaches_every_waiter(talker: AsyncLLM, where: str, monkeypatc
             raise RuntimeError("out of memory")
 
         engine = engine_below(talker)
-        if where == "runner":
-            monkeypatch.setattr(engine.runner, "submit", fail)
+        if where == "executor":
+            monkeypatch.setattr(engine.executor, "submit", fail)
         else:
             monkeypatch.setattr(engine.output_processor, "_texts", fail)
         tasks += [asyncio.create_task(collect(talker, says(max_tokens=None))) for _ in range(5)]

@@ -394,7 +394,7 @@ def test_a_failing_step_stops_the_engine(folder: str, monkeypatch: pytest.Monkey
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine_of(llm).runner, "submit", fail)
+        patch.setattr(engine_of(llm).executor, "submit", fail)
         with pytest.raises(RuntimeError, match="out of memory"):
             run(llm, [1, 2])
     with raises_sentence(
@@ -431,4 +431,4 @@ def test_an_interrupted_call_leaves_the_caches_counters_sound(tmp_path: Path, ov
     assert sorted(int(output.request_id) for output in ended) == [1, 3, 4, 6, 7, 8, 9, 10]
     assert all(len(output["token_ids"]) == 10 for output in ended)
     assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
-    assert sorted(engine.runner.free_rows) == [0, 1, 2, 3]
+    assert sorted(engine.executor.inputs.free_slots) == [0, 1, 2, 3]

@@ -72,7 +72,7 @@ def test_a_context_is_computed_once(oracle: Oracle) -> None:
     reference = oracle("plain")
     llm, context = start(reference), reference.prompts[10]
     score(llm, context, [1])
-    model = engine_of(llm).runner.model
+    model = engine_of(llm).executor.runner.model
     num_rows, compute_logits = [], model.compute_logits
     model.compute_logits = lambda hidden: (num_rows.append(len(hidden)), compute_logits(hidden))[1]  # type: ignore
     with recorded(llm) as batches:
@@ -86,7 +86,7 @@ def test_greedy_where_tokens_are_equally_likely(oracle: Oracle) -> None:
     """Those that greedy decoding takes are greedy, and none of their equals."""
     reference = oracle("plain")
     llm = start(reference)
-    model = engine_of(llm).runner.model
+    model = engine_of(llm).executor.runner.model
     compute_logits, tied = model.compute_logits, 0
     model.compute_logits = lambda hidden: compute_logits(hidden).div(2).round()  # type: ignore[method-assign]
     for prompt in reference.prompts[:6]:

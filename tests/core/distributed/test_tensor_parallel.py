@@ -47,7 +47,7 @@ def pair(oracle: Oracle) -> Iterator[LLM]:
 
 
 def pids(llm: LLM) -> list[int]:
-    rank_group = engine_of(llm).runner.rank_group
+    rank_group = engine_of(llm).executor.runner.rank_group
     assert isinstance(rank_group, Driver)
     return [process.pid for process in rank_group.processes]
 
@@ -158,7 +158,7 @@ def test_an_engine_that_nobody_has_any_more_ends_its_ranks(oracle: Oracle) -> No
 def test_a_rank_that_raises_ends_the_engine(oracle: Oracle) -> None:
     with start(oracle) as llm:
         ended = pids(llm)
-        rank_group = engine_of(llm).runner.rank_group
+        rank_group = engine_of(llm).executor.runner.rank_group
         assert isinstance(rank_group, Driver)
         rank_group.send(np.zeros(8, np.uint8))  # no step
         with raises_sentence(NanoflowError, "Rank 1 of 2 failed, and the engine with it: ValueError: "):
@@ -189,8 +189,8 @@ def test_what_no_rank_can_build(
 def channel() -> tuple[Driver, list[Worker]]:
     """Three ranks in one process, which have no group."""
     ends = [Pipe() for _ in range(2)]
-    leader = Driver(None, [ours for ours, _ in ends], [])  # type: ignore[arg-type]
-    return leader, [Worker(ParallelContext(rank, 3), None, end) for rank, (_, end) in enumerate(ends, 1)]  # type: ignore[arg-type]
+    driver = Driver(None, [ours for ours, _ in ends], [])  # type: ignore[arg-type]
+    return driver, [Worker(ParallelContext(rank, 3), None, end) for rank, (_, end) in enumerate(ends, 1)]  # type: ignore[arg-type]
 
 
 def beside(work: Callable[[], object]) -> threading.Thread:
@@ -201,58 +201,58 @@ def beside(work: Callable[[], object]) -> threading.Thread:
 
 def test_no_batch_is_too_large_for_the_channel(channel: tuple[Driver, list[Worker]]) -> None:
     """300 requests of 3,840 tokens: 28 MB, of which nothing is lost."""
-    leader, workers = channel
+    driver, workers = channel
     num_tokens, num_blocks = 300 * 3840, 300 * 240
     step = StepBuffer(num_tokens, 300, torch.device("cpu"))
     step.memory.copy_(torch.randint(256, (len(step.memory),), dtype=torch.uint8))
-    changes, params = np.arange(2 * num_blocks).reshape(2, -1), np.arange(602).reshape(2, -1)
+    changes, params = np.arange(2 * num_blocks).reshape(2, -1), np.arange(903).reshape(3, -1)
     work = StepMessage(step, False, False, True, 17, np.arange(5), changes, params)
-    thread = beside(lambda: leader.send(work.pack()))
+    thread = beside(lambda: driver.send(work.pack()))
     for worker in workers:
-        got = StepMessage.unpack(worker.receive(), pinned=False)
-        assert torch.equal(got.step.memory, step.memory)
-        assert (got.step.num_tokens, got.step.num_seqs, got.num_decodes) == (num_tokens, 300, 17)
-        assert (got.uniform_decode, got.captured, got.drawn_by_all) == (False, False, True)
-        for name in ("scored_L", "tables_2C", "params_2R"):
+        got = StepMessage.unpack(worker.receive(), lambda T, S, captured: StepBuffer(T, S, torch.device("cpu")))
+        assert torch.equal(got.buffer.memory, step.memory)
+        assert (got.buffer.num_tokens, got.buffer.num_seqs, got.num_decodes) == (num_tokens, 300, 17)
+        assert (got.uniform_decode, got.captured, got.temperature_only) == (False, False, True)
+        for name in ("scored_L", "tables_2C", "params_3C"):
             assert np.array_equal(getattr(got, name), getattr(work, name))
     thread.join(SOON)
 
 
 def test_the_least_number_of_all_ranks(channel: tuple[Driver, list[Worker]]) -> None:
-    leader, workers = channel
+    driver, workers = channel
     least: list[int] = []
-    leader.check()
+    driver.check()
     threads = [beside(lambda f=f, n=n: least.append(f.minimum(n))) for f, n in zip(workers, (7, 30), strict=True)]
     time.sleep(0.1)
-    leader.check()  # theirs have come, which is no failure
-    assert leader.minimum(20) == 7
+    driver.check()  # theirs have come, which is no failure
+    assert driver.minimum(20) == 7
     for thread in threads:
         thread.join(SOON)
     assert least == [7, 7]
 
 
 def test_the_first_to_fail_is_named(channel: tuple[Driver, list[Worker]]) -> None:
-    leader, (first, second) = channel
+    driver, (first, second) = channel
     second.report(MemoryError("no room for\na shard"))
     first.report(RuntimeError("connection closed by peer"))
     with raises_sentence(
         NanoflowError, "Rank 2 of 3 failed, and the engine with it: MemoryError: no room for a shard."
     ):
-        leader.barrier()
+        driver.barrier()
 
 
 def test_a_rank_that_was_killed_comes_before_those_that_complain(channel: tuple[Driver, list[Worker]]) -> None:
-    leader, (first, second) = channel
+    driver, (first, second) = channel
     first.report(RuntimeError("connection closed by peer"))
     second.link.close()
     with raises_sentence(NanoflowError, "Rank 2 of 3 failed, and the engine with it: its process is gone."):
-        leader.check()
+        driver.check()
 
 
 PROGRAM = """
 from nanoflow import LLM, AsyncLLM, SamplingParams
 llm = LLM({folder!r}, tensor_parallel_size=2, device="cpu", num_kv_blocks=256, block_size=4)
-print(*[process.pid for process in llm.engine.runner.rank_group.processes], flush=True)
+print(*[process.pid for process in llm.engine.executor.runner.rank_group.processes], flush=True)
 for output in llm.stream([[1, 2, 3]] * 8, SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)):
     print(*output["token_ids"], flush=True)
 """
@@ -322,7 +322,7 @@ def test_async_engine(oracle: Oracle) -> None:
         options: dict[str, Any] = {"dtype": "float32", "device": "cpu", "block_size": 4, "num_kv_blocks": 256}
         async with AsyncLLM(str(reference.folder), tensor_parallel_size=2, **options) as llm:
             assert llm._engine is not None
-            ended = [process.pid for process in llm._engine.runner.rank_group.processes]  # type: ignore[attr-defined]
+            ended = [process.pid for process in llm._engine.executor.runner.rank_group.processes]  # type: ignore[attr-defined]
 
             async def read(prompt: list[int]) -> list[int]:
                 return [output["token_ids"] async for output in llm.generate(prompt, greedy())][-1]

@@ -38,7 +38,7 @@ def test_a_replaced_operation_is_used_unless_nothing_is_accelerated(
     )
     with start(oracle, accelerate=accelerate) as llm:
         check(llm, oracle("plain"))
-        assert (engine_of(llm).runner.ops == Ops()) == (not accelerate)
+        assert (engine_of(llm).executor.runner.ops == Ops()) == (not accelerate)
     assert bool(calls) == accelerate
 
 

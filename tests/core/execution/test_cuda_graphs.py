@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from contextlib import nullcontext
+from dataclasses import replace
 from queue import Queue
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import MagicMock, patch
 
 import numpy as np
 import pytest
@@ -15,69 +19,68 @@ from nanoflow.core.api.options import config_from_options
 from nanoflow.core.config.engine_config import Config
 from nanoflow.core.data.batch import AttentionInput
 from nanoflow.core.data.parallel import ParallelContext
-from nanoflow.core.distributed.rank_group import RankGroup
+from nanoflow.core.distributed.rank_group import Driver, RankGroup
 from nanoflow.core.engine import build
 from nanoflow.core.engine.engine import Engine
-from nanoflow.core.execution import build_runner
-from nanoflow.core.execution.cuda_graphs import Capture, CudaGraphs, most_seqs
+from nanoflow.core.execution import build_runner, cuda_graphs
+from nanoflow.core.execution.cuda_graphs import Capture, Compute, CudaGraphs, buffer_bytes
+from nanoflow.core.execution.local_executor import LocalExecutor
+from nanoflow.core.execution.model_runner import ModelRunner
+from nanoflow.core.execution.pinned_io import PinnedIO
 from nanoflow.core.execution.plan import make_plan
-from nanoflow.core.execution.step_buffer import StepBuffer
+from nanoflow.core.execution.rank_executor import handle
+from nanoflow.core.execution.slot_state import SlotState
+from nanoflow.core.execution.step_buffer import StepInput
+from nanoflow.core.execution.step_output import StepOutput
+from nanoflow.core.ops import Ops
 from nanoflow.core.registry.registry import Registry
+from nanoflow.core.sampling.sampling_input import RowParams
 from nanoflow.testing.ranks import on_ranks
 from tests.core.checkpoints import Oracle
 from tests.core.running import tokens
 
 
 class RerunGraphs(CudaGraphs):
-    """Runs a step where a graph would be replayed. Also counts them, and what was drawn again."""
+    """Runs a step where a graph would be replayed, and counts them. What the one before left is gone then."""
 
-    def __init__(self, runner: Any, decodes: list[int], sizes: list[int]) -> None:
-        self.model, self.attention, self.rows = runner.model, runner.attention, runner.rows
-        self.ops, self.parallel = runner.ops, runner.rank_group.parallel
-        self.block_size = runner.block_size
-        self.max_num_seqs = len(self.rows.last_token_R) - 1
-        self.decodes, self.tokens = decodes, sizes
-        self.pinned_io = self._pinned_io()
-        self.of_decodes = {size: self._empty(size, size, uniform_decode=True) for size in decodes}
-        self.of_tokens = {
-            size: self._empty(size, most_seqs(size, self.max_num_seqs), uniform_decode=False) for size in sizes
-        }
+    def __init__(self, runner: ModelRunner, decodes: list[int], sizes: list[int]) -> None:
         self.num_replays = {True: 0, False: 0}
+        self.newest: StepOutput | None = None
+        super().__init__(
+            runner._compute, runner.slots, runner.ops, block_size=runner.block_size, decodes=decodes, tokens=sizes
+        )
 
-    def _empty(self, num_tokens: int, num_seqs: int, *, uniform_decode: bool) -> Capture:
-        buffer, nothing = StepBuffer(num_tokens, num_seqs, torch.device("cpu")), torch.empty(0)
-        ints = np.zeros(0, np.int64)
-        inputs = AttentionInput(nothing, nothing, nothing, nothing, ints, ints, 0, uniform_decode)
-        return Capture(None, buffer, inputs, nothing, nothing)  # type: ignore[arg-type]
+    def _capture_all(self, compute: Compute) -> None:
+        self.compute = compute
+        self.of_tokens = {size: self._empty(size, uniform_decode=False) for size in self.tokens}
+        self.of_decodes = {size: self._empty(size, uniform_decode=True) for size in self.decodes}
+
+    def _empty(self, num_tokens: int, *, uniform_decode: bool) -> Capture:
+        buffer, inputs = self._fixed(num_tokens, uniform_decode=uniform_decode)
+        return Capture(None, buffer, inputs, None)  # type: ignore[arg-type]
 
     def replay(self, capture: Capture) -> Any:
-        tensors, arrays, uniform_decode = (
-            capture.buffer.tensors,
-            self.open(capture).arrays,
-            capture.inputs.uniform_decode,
+        if self.newest is not None:
+            self.newest.logits_SV.fill_(torch.nan)
+            self.newest.params.temperature_S.fill_(torch.nan)
+        arrays = self.pinned_io.open(capture.buffer.num_tokens, capture.buffer.num_seqs).arrays
+        query_lens, context_lens = np.diff(arrays.query_start_S1), arrays.context_lens_S
+        inputs = replace(
+            capture.inputs, query_lens=query_lens.astype(np.int64), context_lens=context_lens.astype(np.int64)
         )
-        used = np.diff(arrays.query_start_S1) > 0
-        inputs = AttentionInput(
-            slot_mapping_T=tensors.slots_T,
-            query_start_S1=tensors.query_start_S1,
-            context_lens_S=tensors.context_lens_S,
-            block_tables_SB=torch.zeros(len(used), self.rows.block_tables_RB.shape[1], dtype=torch.int32),
-            query_lens=np.diff(arrays.query_start_S1).astype(np.int64),
-            context_lens=arrays.context_lens_S.astype(np.int64),
-            num_decodes=len(used) if uniform_decode else 0,
-            uniform_decode=uniform_decode,
-        )
-        capture.logits_SV, capture.tokens_S = self._step(capture.buffer, inputs)
-        self.num_replays[uniform_decode] += 1
+        capture.output = self.newest = self._step(self.compute, capture.buffer, inputs)
+        self.num_replays[capture.inputs.uniform_decode] += 1
         return self.pinned_io.send()
 
 
-class Beside(RankGroup):
+class Beside(Driver):
     """The other rank is a thread, which gets what rank 0 sends through a queue."""
 
     def __init__(self, parallel: ParallelContext, messages: Queue[bytes]) -> None:
-        super().__init__(parallel, None)
+        RankGroup.__init__(self, parallel, None)
         self.messages = messages
+
+    minimum, check = RankGroup.minimum, RankGroup.check
 
     def send(self, message: np.ndarray) -> None:
         self.messages.put(message.tobytes())
@@ -137,19 +140,19 @@ def test_captured_steps_give_the_same(
         return [outputs[index] for index in range(16)]
 
     def run_rank(parallel: ParallelContext) -> Any:
-        rank_group = Beside(parallel, messages)
+        rank_group = Beside(parallel, messages) if ranks > 1 else RankGroup(parallel, None)
         config = config_of(**{"overlap": overlap, "max_num_seqs": 16} | options)
         if parallel.rank > 0:
             plan = make_plan(config, registry, rank_group)
-            runner = build_runner.build_runner(config, registry, plan, rank_group, lambda: None)[0]
+            runner, _ = build_runner.build_runner(config, registry, plan, rank_group, lambda: None)
             runner.graphs = RerunGraphs(runner, decodes, sizes)
             while message := messages.get(timeout=20):
-                runner.follow(message)
+                handle(runner, rank_group, message)  # type: ignore[arg-type]
             return None
         with patch.object(build, "form_rank_group", lambda config: rank_group):
             engine, _ = build.build_engine(config, registry)
-        runner = engine.runner
-        runner.send = rank_group.send if ranks > 1 else None
+        assert isinstance(engine.executor, LocalExecutor)
+        runner = engine.executor.runner
         runner.graphs = graphs = RerunGraphs(runner, decodes, sizes)
         try:
             return run(engine)
@@ -170,3 +173,50 @@ def test_captured_steps_give_the_same(
                 assert (entry or {}).keys() == (expected_entry or {}).keys()
                 for token_id, value in (expected_entry or {}).items():
                     assert entry[token_id].logprob == pytest.approx(value.logprob, abs=2e-4)
+
+
+def bytes_of(*roots: Any) -> int:
+    """Bytes of the tensors that can be reached from here, memory that several share once."""
+    storages, known = {}, set()
+    left = list(roots)
+    while left:
+        item = left.pop()
+        if isinstance(item, torch.Tensor):
+            storages[item.untyped_storage().data_ptr()] = item.untyped_storage().nbytes()
+        elif id(item) not in known and not callable(item):
+            known.add(id(item))
+            left += gc.get_referents(item)
+    return sum(storages.values())
+
+
+def test_graphs_share_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: what is kept beside the pool is the buffers of the largest step."""
+    max_num_seqs, vocab_size, width = 64, 5000, 1000
+    for name in ("CUDAGraph", "Stream", "current_stream", "empty_cache", "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(cuda_graphs, "unowned", lambda x: x[:0].clone())  # the pool's
+    slots = SlotState.empty(max_num_seqs, width, 7, torch.device("cpu"))
+
+    def compute(step: StepInput, inputs: AttentionInput, pinned_io: PinnedIO) -> StepOutput:
+        num_seqs = len(step.slots_S)
+        assert inputs.block_tables_SB.shape == (num_seqs, width)
+        assert (inputs.block_tables_SB == 7).all()
+        temperature_S, seed_S = torch.zeros(num_seqs), torch.zeros(num_seqs, dtype=torch.int64)
+        params = RowParams(temperature_S, seed_S, step.context_lens_S, step.targets_S)
+        return StepOutput(torch.zeros(num_seqs, vocab_size), params, torch.zeros_like(seed_S))
+
+    found = []
+    for decodes, sizes in (([64], [128]), ([1, 2, 4, 8, 16, 32, 48, 64], [16, 32, 64, 96, 128])):
+        graphs = CudaGraphs(compute, slots, Ops(), block_size=16, decodes=decodes, tokens=sizes)
+        shared = bytes_of(graphs.memory, graphs.block_tables_SB)
+        assert shared == buffer_bytes(decodes, sizes, max_num_seqs, width)
+        found.append(bytes_of(*vars(graphs).values()) - bytes_of(graphs.pinned_io) - bytes_of(slots))
+        captures = [*graphs.of_decodes.values(), *graphs.of_tokens.values()]
+        assert shared <= found[-1] <= shared + sum(20 * capture.buffer.num_seqs for capture in captures)
+    assert found[1] - found[0] < 20_000
+    assert buffer_bytes([], [], max_num_seqs, width) == 0
+    kept = weakref.ref(compute)  # a runner's, which would be a circle
+    del compute
+    assert kept() is None
+    assert graphs.of_tokens

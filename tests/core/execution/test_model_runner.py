@@ -1,10 +1,11 @@
-"""Rows of the runner's buffers, the engine's counters, and the outputs' metrics."""
+"""Slots of the runner's buffers, the engine's counters, and the outputs' metrics."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+import torch
 
 from nanoflow import LLM, SamplingParams
 from tests.core.checkpoints import Oracle
@@ -17,32 +18,48 @@ def start(oracle: Oracle, **options: Any) -> LLM:
 
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("num_kv_blocks", [25, 256])
-def test_rows_are_reused(oracle: Oracle, overlap: bool, num_kv_blocks: int) -> None:
-    """Three rows serve everyone, and are never shared or lost, with preemption as well."""
+def test_slots_are_reused(oracle: Oracle, overlap: bool, num_kv_blocks: int) -> None:
+    """Three slots serve everyone, and are never shared or lost, with preemption as well."""
     llm = start(oracle, max_num_seqs=3, overlap=overlap, num_kv_blocks=num_kv_blocks)
-    runner = engine_of(llm).runner
-    update_rows = runner._update_rows
+    executor = engine_of(llm).executor
+    inputs, update = executor.inputs, executor.inputs.update
     used: list[list[int]] = []
 
     def watch(batch: Any) -> Any:
-        rows, *others = update_rows(batch)
-        used.append(rows.tolist())
+        slots, any_new = update(batch)
+        used.append(slots.tolist())
         holding = {s.request_id: s.slot for r in engine_of(llm).requests.values() for s in r.sequences if s.slot >= 0}
         assert len(set(holding.values())) == len(holding)
-        assert set(holding.values()).isdisjoint(runner.free_rows)
-        assert len(holding) + len(runner.free_rows) == 3
-        for sequence, row in zip(batch.sequences, rows, strict=True):
-            assert runner.tables.on_host[row, : len(sequence.block_table)].tolist() == sequence.block_table
-        return rows, *others
+        assert set(holding.values()).isdisjoint(inputs.free_slots)
+        assert len(holding) + len(inputs.free_slots) == 3
+        for sequence, slot in zip(batch.sequences, slots, strict=True):
+            assert inputs.tables.blocks_RB[slot, : len(sequence.block_table)].tolist() == sequence.block_table
+        return slots, any_new
 
-    runner._update_rows = watch  # type: ignore[method-assign]
+    inputs.update = watch  # type: ignore[method-assign]
     check(llm, oracle("plain"))
-    assert all(len(set(rows)) == len(rows) for rows in used)
-    assert sorted(runner.free_rows) == [0, 1, 2]
+    assert all(len(set(slots)) == len(slots) for slots in used)
+    assert torch.equal(executor.runner.slots.block_tables_RB, torch.from_numpy(inputs.tables.blocks_RB))
+    assert sorted(inputs.free_slots) == [0, 1, 2]
     assert (llm.stats.num_preemptions > 0) == (num_kv_blocks == 25)
 
 
-def test_a_reused_row_has_the_new_requests_parameters(oracle: Oracle) -> None:
+def test_only_what_changed_in_slots_is_sent(oracle: Oracle) -> None:
+    """Parameters of a sequence once, each entry of its block table once; most decode steps change nothing."""
+    llm = start(oracle, max_num_seqs=3)
+    executor, steps = engine_of(llm).executor, []
+    execute = executor._execute
+    executor._execute = lambda step: (steps.append(step), execute(step))[1]  # type: ignore[method-assign]
+    check(llm, oracle("plain"))
+    prompts = oracle("plain").prompts
+    assert sum(step.params_3C.shape[1] for step in steps) == len(prompts)
+    assert sum(step.tables_2C.shape[1] for step in steps) == sum(-(-(len(prompt) + 19) // 4) for prompt in prompts)
+    state, sampler = executor.runner.slots, executor.sampler
+    assert torch.equal(state.temperature_R[:3], torch.from_numpy(sampler.temperature[:3]))
+    assert torch.equal(state.seed_R[:3], torch.from_numpy(sampler.seed[:3]))
+
+
+def test_a_reused_slot_has_the_new_requests_parameters(oracle: Oracle) -> None:
     llm = start(oracle, max_num_seqs=1)
     prompt = oracle("plain").prompts[4]
     wild = SamplingParams(temperature=5.0, top_k=3, seed=9, max_tokens=20, ignore_eos=True)

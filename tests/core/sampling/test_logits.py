@@ -15,6 +15,7 @@ from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.ops import Ops
 from nanoflow.core.sampling.batch_sampler import BatchSampler
 from nanoflow.core.sampling.logits import RowLogits
+from nanoflow.core.sampling.sampling_input import RowParams, SamplingInput
 from tests.core.checkpoints import Oracle
 from tests.core.running import engine_of, greedy, recorded, tokens
 
@@ -193,7 +194,10 @@ def test_draws_follow_the_changed_distribution(params: dict[str, Any], bad_words
     for row, sequence in enumerate(sequences):
         sequence.seed = row
         sampler.assign(row, sequence)
-    drawn = sampler.draw(logits.repeat(count, 1), sequences, rows, np.full(count, 6))
+    position = np.full(count, 6)
+    temperature_S = torch.full((count,), float(params.get("temperature", 1.0)))
+    row_params = RowParams(temperature_S, torch.from_numpy(rows), torch.from_numpy(position), torch.from_numpy(rows))
+    drawn = sampler.sample(logits.repeat(count, 1), SamplingInput(sequences, rows, position, row_params))
 
     scores = changed(logits, sequences[:1]) / params.get("temperature", 1.0)
     for name, warper in (("top_k", TopKLogitsWarper), ("top_p", TopPLogitsWarper), ("min_p", MinPLogitsWarper)):

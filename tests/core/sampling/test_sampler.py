@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 
 from nanoflow import LLM, SamplingParams
 from nanoflow.core.data.parallel import ParallelContext
-from nanoflow.core.ops import Ops
-from nanoflow.core.ops.sampling import gumbel_noise, keep_likely, keep_top, sample
-from nanoflow.core.sampling.sampler import Sampler, SamplingInput
+from nanoflow.core.ops.sampling import Filters, gumbel_noise, keep_likely, keep_top, sample
 from nanoflow.testing.ranks import on_ranks
 from tests.core.checkpoints import Oracle
 from tests.core.running import greedy, is_mixed, recorded, tokens
@@ -22,15 +20,17 @@ from tests.core.running import greedy, is_mixed, recorded, tokens
 SEEDS = [0, 1, -1, -(2**63), 2**31, 2**32 + 1, 2**63 - 1]
 
 
-def inputs(count: int, **columns: Any) -> SamplingInput:
-    """Parameters of `count` rows; a scalar stands for all rows."""
+def inputs(count: int, **columns: Any) -> dict[str, Any]:
+    """What `sample` takes: parameters of `count` rows; a scalar stands for all rows."""
     values = {"temperature": 1.0, "top_k": 10**6, "top_p": 1.0, "min_p": 0.0, "seed": np.arange(count), "position": 5}
     values |= columns
     dtypes = {"temperature": np.float32, "top_p": np.float32, "min_p": np.float32}
     arrays = {
         name: np.broadcast_to(np.asarray(v, dtypes.get(name, np.int64)), count).copy() for name, v in values.items()
     }
-    return SamplingInput(**arrays)
+    columns_S = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    filters = Filters(*(columns_S.pop(name) for name in ("top_k", "top_p", "min_p")))
+    return {f"{name}_S": column_S for name, column_S in columns_S.items()} | {"filters": filters}
 
 
 def random_scores(seed: int, rows: int, vocab_size: int, spread: float) -> torch.Tensor:
@@ -99,7 +99,7 @@ def test_draws_follow_the_distribution(options: dict[str, float], varied: str) -
     logits = random_scores(3, 1, 24, 1.5)
     params = {"temperature": 1.0, "top_k": 10**6, "top_p": 1.0, "min_p": 0.0} | options
     rows = {"seed": {"seed": np.arange(count)}, "position": {"seed": 77, "position": np.arange(count)}}[varied]
-    drawn = Sampler(Ops())(logits.repeat(count, 1), inputs(count, **params, **rows))
+    drawn = sample(logits.repeat(count, 1), **inputs(count, **params, **rows))
     scores = keep_top(
         logits / params["temperature"], torch.tensor([[int(params["top_k"])]]), torch.tensor([[params["top_p"]]])
     )
@@ -134,13 +134,11 @@ def test_all_bits_of_a_seed_count() -> None:
 
 def test_a_row_draws_the_same_in_any_batch() -> None:
     logits = random_scores(0, 64, 300, 1.0)
-    whole = Sampler(Ops())(logits.clone(), inputs(64, top_k=50, top_p=0.9))
+    whole = sample(logits.clone(), **inputs(64, top_k=50, top_p=0.9))
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
-    shuffled = Sampler(Ops())(logits[order], inputs(64, top_k=50, top_p=0.9, seed=order.numpy()))
+    shuffled = sample(logits[order], **inputs(64, top_k=50, top_p=0.9, seed=order.numpy()))
     assert torch.equal(whole[order], shuffled)
-    alone = [
-        Sampler(Ops())(logits[i : i + 1].clone(), inputs(1, top_k=50, top_p=0.9, seed=i)).item() for i in range(64)
-    ]
+    alone = [sample(logits[i : i + 1].clone(), **inputs(1, top_k=50, top_p=0.9, seed=i)).item() for i in range(64)]
     assert alone == whole.tolist()
 
 
@@ -151,11 +149,9 @@ def test_rows_keep_their_own_parameters() -> None:
         "temperature": np.array([0, 1, 0.5, 0, 2, 1]), "top_k": np.array([9, 1, 10**6, 3, 4, 10**6]),
         "top_p": np.array([1, 1, 0.3, 0.2, 1, 1]), "min_p": np.array([0, 0, 0, 0.9, 0.2, 0]),
     }  # fmt: skip
-    together = Sampler(Ops())(logits.clone(), inputs(6, **columns))
+    together = sample(logits.clone(), **inputs(6, **columns))
     for row in range(6):
-        alone = Sampler(Ops())(
-            logits[row : row + 1].clone(), inputs(1, seed=row, **{k: v[row] for k, v in columns.items()})
-        )
+        alone = sample(logits[row : row + 1].clone(), **inputs(1, seed=row, **{k: v[row] for k, v in columns.items()}))
         assert alone.item() == together[row].item()
     best = logits.argmax(-1)
     assert together[[0, 1, 3]].tolist() == best[[0, 1, 3]].tolist()
@@ -164,7 +160,7 @@ def test_rows_keep_their_own_parameters() -> None:
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-3}, {"min_p": 1.0}, {"temperature": 1e-4}])
 def test_limits_are_greedy(options: dict[str, float]) -> None:
     logits = random_scores(0, 64, 300, 3.0)
-    assert torch.equal(Sampler(Ops())(logits.clone(), inputs(64, **options)), logits.argmax(-1))
+    assert torch.equal(sample(logits.clone(), **inputs(64, **options)), logits.argmax(-1))
 
 
 @pytest.mark.parametrize(
