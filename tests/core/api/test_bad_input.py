@@ -342,7 +342,7 @@ def test_unknown_keyword(folder: str, option: str, guess: str) -> None:
 
 
 def test_unknown_keyword_unlike_any(folder: str) -> None:
-    with raises_sentence(ConfigError, "LLM() has no option 'zzz'; it has: attention, block_manager, "):
+    with raises_sentence(ConfigError, "LLM() has no option 'zzz'; it has: accelerate, attention, block_manager, "):
         LLM(folder, zzz=1)
 
 
