@@ -38,6 +38,7 @@ def test_preemption(oracle: Oracle, name: str, overlap: bool) -> None:
     assert llm.stats.num_preemptions > 0
 
 
+@pytest.mark.slow
 def test_the_checkpoints_differ(oracle: Oracle) -> None:
     """A spec that was not heeded would give the tokens of another."""
     for one, other in combinations(OTHERS, 2):

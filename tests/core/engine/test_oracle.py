@@ -38,6 +38,7 @@ def test_checkpoints(oracle: Oracle, name: str) -> None:
         assert len(list(oracle(name).folder.glob("*.safetensors"))) > 3
 
 
+@pytest.mark.slow
 def test_the_checkpoints_differ(oracle: Oracle) -> None:
     """A spec that was not heeded would give the tokens of another."""
     twins = {
