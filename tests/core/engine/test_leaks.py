@@ -5,17 +5,18 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from nanoflow import LLM, SamplingParams, StructuredOutputsParams
 from nanoflow.core.config.engine_config import Config, EngineConfig
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.engine import build
 from nanoflow.core.engine.engine import Engine
-from nanoflow.core.engine.output_processor import Request
+from nanoflow.core.engine.output_processor import RequestState
+from nanoflow.core.engine.request import Request
 from nanoflow.core.registry.registry import Registry
 from tests.core.running import engine_of, greedy
 
@@ -84,7 +85,7 @@ def test_what_a_request_wanted_costs_nothing_when_it_has_ended(llm: LLM) -> None
 def test_no_object_is_kept(llm: LLM) -> None:
     def alive() -> list[Any]:
         gc.collect()
-        return [thing for thing in gc.get_objects() if type(thing) in (Sequence, Request)]
+        return [thing for thing in gc.get_objects() if type(thing) in (Sequence, Request, RequestState)]
 
     run(llm)
     others = {id(thing) for thing in alive()}
@@ -97,7 +98,7 @@ def test_no_object_is_kept(llm: LLM) -> None:
 def test_an_engine_on_a_gpu_leaves_the_garbage_collector_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is there when it is built is left out of collections until it is closed."""
     engine = LLM(dtype="float32", num_kv_blocks=8).engine
-    monkeypatch.setattr(engine.runner, "device", torch.device("cuda"))
+    monkeypatch.setattr(engine.executor, "capabilities", replace(engine.executor.capabilities, device_type="cuda"))
     monkeypatch.setattr(build, "_build_engine", lambda *_: (engine, {}))
     built, _ = build.build_engine(Config(engine=EngineConfig(device="cpu")), Registry.load())
     assert isinstance(built, Engine)
