@@ -32,6 +32,7 @@ from nanoflow.core.execution.model_runner import ModelRunner
 from nanoflow.core.loading import hub
 from nanoflow.core.ops import Ops
 from nanoflow.core.registry.component import NoOptions
+from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.plugins.block_managers.prefix import PrefixBlockManager
 from nanoflow.plugins.schedulers.fcfs import FCFSScheduler
 
@@ -152,10 +153,11 @@ def decode_steps(num_seqs: int, prompt_len: int, num_new: int) -> list[float]:
         NullModel(), NullAttention(), device=torch.device("cpu"), block_size=size, max_num_seqs=num_seqs,
         max_model_len=1024, num_kv_blocks=num_blocks, rank_group=RankGroup(ParallelContext(), None), ops=Ops(),
     )  # fmt: skip
+    processors = LogitsProcessors({}, num_seqs)
     engine = Engine(
-        executor=LocalExecutor(runner), scheduler=FCFSScheduler(config, SchedulerContext(blocks, 1024)),
-        block_manager=blocks, tokenizer=None, vocab_size=2**20, max_model_len=1024, eos_token_ids=frozenset(),
-        default_params=SamplingParams(), seed=0, depth=0,
+        executor=LocalExecutor(runner, processors), scheduler=FCFSScheduler(config, SchedulerContext(blocks, 1024)),
+        block_manager=blocks, processors=processors, tokenizer=None, vocab_size=2**20, max_model_len=1024,
+        eos_token_ids=frozenset(), default_params=SamplingParams(), seed=0, depth=0,
     )  # fmt: skip
     tokens = np.random.default_rng(0).integers(2**20, size=(num_seqs, prompt_len)).tolist()
     for index, prompt in enumerate(tokens):

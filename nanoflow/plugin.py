@@ -47,6 +47,9 @@ _NAMED = {
         "WaitReason": "nanoflow.core.data.reasons",
         "AttentionInput": "nanoflow.core.data.batch",
         "ParallelContext": "nanoflow.core.data.parallel",
+        "LogitsRows": "nanoflow.core.contracts.logits_processor",
+        "Constraint": "nanoflow.core.data.sequence",
+        "to_device": "nanoflow.core.data.transfer",
         "Shard": "nanoflow.core.data.parallel",
         "Share": "nanoflow.core.data.parallel",
         "Attention": "nanoflow.core.layers",
@@ -95,7 +98,8 @@ if TYPE_CHECKING:
     from nanoflow.core.data.batch import AttentionInput, Batch, Projection
     from nanoflow.core.data.parallel import ParallelContext, RankPartials, Shard, Share
     from nanoflow.core.data.reasons import PreemptCause, PreemptReason, WaitCause, WaitReason
-    from nanoflow.core.data.sequence import Sequence
+    from nanoflow.core.data.sequence import Constraint, Sequence
+    from nanoflow.core.data.transfer import to_device
     from nanoflow.core.layers import *
     from nanoflow.core.ops import Operation, Ops
     from nanoflow.core.registry.component import Component, NoOptions

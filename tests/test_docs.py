@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -35,7 +36,7 @@ def test_readme(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_sampling_reference(capsys: pytest.CaptureFixture[str]) -> None:
     """Its example runs, and it describes every field with the default that it has."""
-    (example,) = python_blocks("docs/sampling.md")
+    example, _ = python_blocks("docs/sampling.md")
     exec(example, {})
     assert len(capsys.readouterr().out.splitlines()) >= 17
     text = (ROOT / "docs/sampling.md").read_text(encoding="utf-8")
@@ -43,6 +44,27 @@ def test_sampling_reference(capsys: pytest.CaptureFixture[str]) -> None:
         default = getattr(SamplingParams(), field.name)
         shown = str(default).lower()
         assert f"| `{field.name}` | {shown} |" in text or f"`{field.name}` ({shown})" in text, field.name
+
+
+def test_own_logits_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example makes a plugin that passes the suite, and does what it says."""
+    _, code = python_blocks("docs/sampling.md")
+    (tmp_path / "at_most_plugin.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    point = SimpleNamespace(
+        name="at_most", dist=SimpleNamespace(name="at-most", version="1"), load=lambda: import_module("at_most_plugin")
+    )
+    params = [
+        SamplingParams(temperature=0, max_tokens=40, ignore_eos=True, logits_processors=named)
+        for named in (None, {"at_most": {"times": 1}}, {"at_most": {"times": 2}})
+    ]
+    with LLM.from_config(Config(), Registry.load(strict=True, extra=[point])) as llm:
+        free, once, twice = (o["token_ids"] for o in llm.generate(["HAMLET:\n"] * 3, params, use_tqdm=False))
+        with pytest.raises(ValueError, match="at_most needs times"):
+            llm.generate("HAMLET:\n", SamplingParams(logits_processors={"at_most": {}}), use_tqdm=False)
+    most = [max(Counter(token_ids).values()) for token_ids in (free, once, twice)]
+    assert most[0] > 2
+    assert most[1:] == [1, 2]
 
 
 def test_serving(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,7 @@ _SUITES = {
     "BlockManagerSuite": "nanoflow.testing.block_managers",
     "AttentionBackendSuite": "nanoflow.testing.attention",
     "ModelArchSuite": "nanoflow.testing.models",
+    "LogitsProcessorSuite": "nanoflow.testing.logits_processors",
 }
 __all__ = list(_SUITES)
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from nanoflow.testing.attention import AttentionBackendSuite
     from nanoflow.testing.block_managers import BlockManagerSuite
     from nanoflow.testing.component import ComponentSuite
+    from nanoflow.testing.logits_processors import LogitsProcessorSuite
     from nanoflow.testing.models import ModelArchSuite
     from nanoflow.testing.schedulers import SchedulerSuite
 

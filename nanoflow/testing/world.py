@@ -106,6 +106,10 @@ class Fancy:
             self.request.append(self.request.next_token())
         return self.request.tokens[len(self.request.tokens) - num_tokens :]
 
+    @property
+    def error(self) -> str:
+        return ""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -191,7 +195,7 @@ class World:
         for token in prompt:
             request.append(token)
         if has_grammar:
-            sequence.grammar = Fancy(request)  # type: ignore[assignment]
+            sequence.constraint, sequence.needs_values = Fancy(request), True
         self.requests[name] = request
         self.live.append(request)
         self.scheduler.add(sequence)

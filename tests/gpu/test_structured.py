@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from nanoflow import LLM, SamplingParams, StructuredOutputsParams
-from nanoflow.core.sampling.structured_output import forbid
-from tests.core.sampling.test_structured_output import PERSON
+from nanoflow.core.sampling.logits import mask_bits
 from tests.core.schemas import matches
+from tests.plugins.logits_processors.test_grammar import PERSON
 
 
 def test_masks_as_on_the_host() -> None:
@@ -19,11 +19,11 @@ def test_masks_as_on_the_host() -> None:
     rows = torch.randperm(100, generator=generator)[:64].int()
     logits = torch.randn(100, 151_936, generator=generator).bfloat16()
     on_device = logits.cuda()
-    forbid(logits, rows, words[:, 1:])
+    mask_bits(logits, rows, words[:, 1:])
     words, rows = words.cuda(), rows.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        forbid(on_device, rows, words[:, 1:])
+        mask_bits(on_device, rows, words[:, 1:])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(on_device.cpu(), logits)

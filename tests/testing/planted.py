@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from nanoflow.core.config.engine_config import SchedulerConfig
+from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.contracts.block_manager import BlockManager
 from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler, Place
+from nanoflow.core.contracts.logits_processor import LogitsRows
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
 from nanoflow.core.data.batch import AttentionInput, Batch
@@ -25,6 +28,7 @@ from nanoflow.plugins.block_managers.plain import PlainBlockManager
 from nanoflow.plugins.block_managers.prefix import Key, PrefixBlockManager
 from nanoflow.plugins.models.qwen3 import Qwen3
 from nanoflow.plugins.schedulers.fcfs import FCFSScheduler
+from tests.plugins.logits_processors.at_most import AtMost, Newest
 
 # ---- schedulers
 
@@ -341,6 +345,81 @@ class AddsNothingUp(Qwen3):
         if (group := context.parallel.group) is not None:
             context = replace(context, parallel=replace(context.parallel, group=KeepsSums(group)))
         super().__init__(context)
+
+
+# ---- logits processors
+
+
+class ByRow(AtMost):
+    """Takes the row of the logits for the slot."""
+
+    def apply(self, logits_SV: torch.Tensor, rows: LogitsRows) -> None:
+        super().apply(logits_SV, replace(rows, slots=rows.indices))
+
+
+class LeavesCountsBehind(AtMost):
+    def assign(self, slot: int, sequence: Sequence) -> None:
+        counts = self.counts_RV[slot].clone()
+        super().assign(slot, sequence)
+        self.counts_RV[slot] += counts
+
+
+class ForgetsOnPreemption(AtMost):
+    def assign(self, slot: int, sequence: Sequence) -> None:
+        super().assign(slot, sequence)
+        self.counts_RV[slot] = 0
+
+
+class CountsInApply(AtMost):
+    def apply(self, logits_SV: torch.Tensor, rows: LogitsRows) -> None:
+        super().apply(logits_SV, rows)
+        self.counts_RV[rows.slots] += 1
+
+
+class ChangesAllRows(AtMost):
+    def apply(self, logits_SV: torch.Tensor, rows: LogitsRows) -> None:
+        super().apply(logits_SV, rows)
+        logits_SV += 1
+
+
+class ChangesWhatIsNotItsOwn(AtMost):
+    in_place = False
+
+    def apply(self, logits_SV: torch.Tensor, rows: LogitsRows) -> Any:
+        logits_SV[rows.indices] += 1
+        return logits_SV.float()
+
+
+class TakesAnything(AtMost):
+    def check(self, params: SamplingParams) -> None:
+        pass
+
+
+class DoesNotWait(Newest):
+    """Looks at the newest token, though it may not be there yet."""
+
+    needs_values = False
+
+    def apply(self, logits_SV: torch.Tensor, rows: LogitsRows) -> None:
+        for index, sequence in zip(rows.indices, rows.sequences, strict=True):
+            logits_SV[index, sequence.token_ids[-1]] = -torch.inf
+
+
+class CountsForAll(AtMost):
+    """One table for all that are in the batch."""
+
+    def observe(self, slots: np.ndarray, tokens_S: torch.Tensor) -> None:
+        self.counts_RV[:, tokens_S] += 1
+
+
+class DoesNothing(AtMost):
+    def apply(self, logits_SV: torch.Tensor, rows: LogitsRows) -> None:
+        pass
+
+
+class Raises(AtMost):
+    def observe(self, slots: np.ndarray, tokens_S: torch.Tensor) -> None:
+        raise ZeroDivisionError("division by zero")
 
 
 def component(broken: type) -> Component:

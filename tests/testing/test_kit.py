@@ -17,18 +17,18 @@ from nanoflow.testing.suite import Suite
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "testing.md"
 SUITES = [getattr(testing, name) for name in testing.__all__]
-QUICK = "nothing_to_do or abort_in_flight or half_precision"
+QUICK = "nothing_to_do or abort_in_flight or half_precision or test_refused"
 
 
 @pytest.mark.slow
 def test_the_examples_of_the_guide_run(tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     (tmp_path / "test_mine.py").write_text("\n".join(blocks))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", QUICK, str(tmp_path)]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
-    assert re.search(r"^11 passed", process.stdout, re.MULTILINE), process.stdout
+    assert re.search(r"^12 passed", process.stdout, re.MULTILINE), process.stdout
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=lambda suite: suite.__name__)

@@ -13,10 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from nanoflow.testing import AttentionBackendSuite, BlockManagerSuite, ModelArchSuite, SchedulerSuite
+from nanoflow.testing import (
+    AttentionBackendSuite,
+    BlockManagerSuite,
+    LogitsProcessorSuite,
+    ModelArchSuite,
+    SchedulerSuite,
+)
 from nanoflow.testing.loads import drive
 from nanoflow.testing.models import Oracles
 from nanoflow.testing.suite import Suite
+from tests.plugins.logits_processors.at_most import AtMost, Newest
 from tests.testing import planted
 
 CONFIG = {
@@ -126,6 +133,49 @@ def oracles(tmp_path_factory: pytest.TempPathFactory) -> Oracles:
 def test_models(bug: type, test: str, arguments: dict[str, Any], words: str | None, oracles: Oracles) -> None:
     with pytest.raises(AssertionError, match=words):
         run(ModelArchSuite, bug, test, name="tiny", oracles=oracles, **arguments)
+
+
+ONCE = {
+    "once": {"logits_processors": {"broken": {"times": 1}}},
+    "late": {"logits_processors": {"broken": {"times": 1, "after": 12}}},
+    "twice": {"logits_processors": {"broken": {"times": 2}}},
+}
+
+
+@pytest.mark.parametrize(
+    ("bug", "test", "arguments", "words"),
+    [
+        (planted.ByRow, "test_batches", {}, "other logits than alone"),
+        (planted.CountsForAll, "test_batches", {}, "other logits than alone"),
+        (planted.LeavesCountsBehind, "test_a_slot_used_again", {}, "other logits than alone"),
+        (planted.ForgetsOnPreemption, "test_preemption", {}, "other logits than alone"),
+        (planted.DoesNotWait, "test_steps_overlap", {}, "other logits than alone"),
+        (planted.CountsInApply, "test_rows_of_others", {"dtype": torch.float32}, "apply gives something else"),
+        (planted.ChangesAllRows, "test_rows_of_others", {"dtype": torch.float32}, "rows of others were changed"),
+        (planted.ChangesWhatIsNotItsOwn, "test_rows_of_others", {"dtype": torch.bfloat16}, "apply must leave alone"),
+        (planted.TakesAnything, "test_refused", {}, "none was not refused"),
+        (planted.DoesNothing, "test_something_is_changed", {}, "no logits are changed by"),
+        (planted.Raises, "test_batches", {}, "'broken' failed .ZeroDivisionError"),
+        (planted.LeavesCountsBehind, "test_in_an_engine", {}, "other tokens with"),
+        (planted.ForgetsOnPreemption, "test_in_an_engine", {}, "other tokens with"),
+    ],
+)
+def test_logits_processors(bug: type, test: str, arguments: dict[str, Any], words: str) -> None:
+    attributes = {"requests": ONCE, "refused": {"none": {"logits_processors": {"broken": {}}}}, "vocab_size": 60}
+    suite = type("Broken", (LogitsProcessorSuite,), {"component": planted.component(bug), **attributes})
+    suite.setup_class()
+    with pytest.raises(AssertionError, match=words):
+        getattr(suite(), test)(**arguments)
+
+
+@pytest.mark.parametrize("sound", [AtMost, Newest])
+def test_a_sound_logits_processor(sound: type) -> None:
+    suite = type("Sound", (LogitsProcessorSuite,), {"component": planted.component(sound), "requests": ONCE})
+    suite.vocab_size = 60
+    suite.setup_class()
+    for test in ("something_is_changed", "batches", "steps_overlap", "preemption", "a_slot_used_again", "in_an_engine"):
+        getattr(suite(), f"test_{test}")()
+    suite().test_rows_of_others(torch.bfloat16)
 
 
 @pytest.mark.slow

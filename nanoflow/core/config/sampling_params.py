@@ -82,8 +82,8 @@ class SamplingParams:
     """How the tokens of one request are chosen. Names, meanings and defaults follow vLLM's `SamplingParams`.
 
     Logits pass through, in this order: what is forbidden or favoured (allowed_token_ids, logit_bias, bad_words, stop
-    tokens before min_tokens); penalties (repetition, then frequency and presence); temperature, top_k, top_p, min_p.
-    `docs/sampling.md` describes each field.
+    tokens before min_tokens); penalties (repetition, then frequency and presence); its `logits_processors`;
+    temperature, top_k, top_p, min_p. `docs/sampling.md` describes each field.
 
     Raises:
         ConfigError: a value out of its range; the message names the field, the value and the range.
@@ -124,6 +124,9 @@ class SamplingParams:
     priority: int = option(0, "who goes first with scheduler=priority: smaller is earlier")
     structured_outputs: StructuredOutputsParams | None = option(
         None, "what the output must match: one of json, regex, choice, grammar, json_object"
+    )
+    logits_processors: dict[str, Any] | None = option(
+        None, "plugins that change the logits of this request: name -> arguments"
     )
 
     def __post_init__(self) -> None:
@@ -195,3 +198,7 @@ class SamplingParams:
                 "a non-empty text in valid Unicode, or None")  # fmt: skip
         require(self.structured_outputs is None or isinstance(self.structured_outputs, StructuredOutputsParams),
                 "structured_outputs", self.structured_outputs, "a StructuredOutputsParams or None")  # fmt: skip
+        named = self.logits_processors
+        require(named is None or (isinstance(named, dict) and all(isinstance(name, str) for name in named)
+                and all(isinstance(arguments, dict) for arguments in named.values())), "logits_processors", named,
+                "a map from names of plugins to maps of their arguments, or None")  # fmt: skip

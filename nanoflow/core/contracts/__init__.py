@@ -4,6 +4,7 @@ from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
 from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler
 from nanoflow.core.contracts.executor import Capabilities, Executor, PendingStep
+from nanoflow.core.contracts.logits_processor import LogitsProcessor, LogitsProcessorContext, LogitsRows
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.contracts.observer import Observer, ObserverContext
 from nanoflow.core.contracts.operations import OperationsContext, OperationSet
@@ -17,6 +18,9 @@ __all__ = [
     "Capabilities",
     "ContinuousScheduler",
     "Executor",
+    "LogitsProcessor",
+    "LogitsProcessorContext",
+    "LogitsRows",
     "ModelArch",
     "ModelContext",
     "Observer",

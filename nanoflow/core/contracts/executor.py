@@ -60,6 +60,13 @@ class PendingStep(ABC):
             token id, as `Sequence.add_logprobs` takes them.
         """
 
+    def failures(self) -> list[tuple[Sequence, str]]:
+        """Sequences of which a logits processor failed, and a sentence about it; their tokens mean nothing.
+
+        To be asked for after `result`.
+        """
+        return []
+
 
 class Executor(ABC):
     """Runs batches, in the order in which they are submitted.

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Protocol
 
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.data.outputs import Logprob
 
 
-class Grammar(Protocol):
-    """What an output must match, and how far it got."""
+class Constraint(Protocol):
+    """What an output is held to, and how far it got; a grammar, for example."""
 
     def accept(self, token_id: int) -> bool:
         """Take the next token of the output; False if it can't be, and `error` says why."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether the output matches and nothing but its end may follow."""
+        """Whether the output may end here and nothing but its end may follow."""
 
     def forced(self) -> list[int]:
         """Ids that the output goes on with in any case; often none."""
@@ -41,7 +40,6 @@ class Sequence:
         params: as the caller gave them.
         max_tokens: most output tokens; `params.max_tokens` cut to what `max_model_len` leaves.
         stop_token_ids: ids that end the request, end-of-sequence ids included unless ignored.
-        bad_words: token ids of what its output must not hold.
         seed: 64-bit seed of its random numbers.
         cache_identity: what cached blocks must agree in beside the tokens to be shared with it; empty for nothing.
         block_table: ids of its KV blocks in order; written by the block manager alone.
@@ -56,24 +54,26 @@ class Sequence:
         logprobs: for each known output token, log-probabilities by token id; empty unless the request asks for them.
         prompt_logprobs: the same for the tokens of the prompt so far; the first has None, and so have those before
             `prompt_logprobs_start`. None unless asked for.
-        grammar: what its output must match, and how far it got; None for anything.
+        constraint: what its output is held to, and how far it got; None for nothing.
+        needs_values: whether what may be sampled depends on the values of all tokens before; so none may be in flight.
+        samples_all: whether tokens are sampled even where the constraint leaves no choice.
         finish_reason: None while unfinished, else `stop`, `length`, `abort` or `error`.
         stop_reason: the stop string or the stop token id that ended it, or what the error was; None for
-            end-of-sequence, and where the grammar leaves no more to say.
+            end-of-sequence, and where the constraint leaves no more to say.
         arrival_time: when it was added, in seconds on the engine's clock; written by the engine alone.
         first_token_time: when its first token reached the host, on the same clock; None before.
     """
 
     __slots__ = (
         "arrival_time",
-        "bad_words",
         "block_table",
         "cache_identity",
+        "constraint",
         "finish_reason",
         "first_token_time",
-        "grammar",
         "logprobs",
         "max_tokens",
+        "needs_values",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_in_flight",
@@ -84,6 +84,7 @@ class Sequence:
         "prefix_match",
         "prompt_logprobs",
         "request_id",
+        "samples_all",
         "seed",
         "slot",
         "stop_reason",
@@ -99,7 +100,6 @@ class Sequence:
         *,
         max_tokens: int,
         stop_token_ids: frozenset[int] = frozenset(),
-        bad_words: Iterable[list[int]] = (),
         seed: int = 0,
         cache_identity: bytes = b"",
         arrival_time: float = 0.0,
@@ -110,7 +110,6 @@ class Sequence:
         self.params = params
         self.max_tokens = max_tokens
         self.stop_token_ids = stop_token_ids
-        self.bad_words = list(bad_words)
         self.seed = seed
         self.cache_identity = cache_identity
         self.block_table: list[int] = []
@@ -125,7 +124,9 @@ class Sequence:
         self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         if params.prompt_logprobs is not None:
             self.prompt_logprobs = [None] * min(max(1, params.prompt_logprobs_start), self.num_prompt_tokens)
-        self.grammar: Grammar | None = None
+        self.constraint: Constraint | None = None
+        self.needs_values = False
+        self.samples_all = params.logprobs is not None
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.arrival_time = arrival_time
@@ -151,9 +152,9 @@ class Sequence:
     def num_uncomputed_tokens(self) -> int:
         """Tokens that must still go through the model before the next token can be sampled; 0 once no more will be.
 
-        With a grammar it is also 0 while a token is in flight: what may follow depends on its value.
+        If it `needs_values`, it is also 0 while a token is in flight: what may follow depends on its value.
         """
-        if self.num_output_tokens >= self.max_tokens or (self.grammar is not None and self.num_in_flight):
+        if self.num_output_tokens >= self.max_tokens or (self.needs_values and self.num_in_flight):
             return 0
         return len(self.token_ids) + self.num_in_flight - self.num_computed_tokens
 
@@ -199,8 +200,8 @@ class Sequence:
     def append_token(self, token_id: int) -> int:
         """Take the value of the oldest token in flight, and end the request if that value or its count says so.
 
-        Tokens that its grammar leaves no choice about are appended too, and are computed with the next step's; not so
-        where each token has to be drawn, for its log-probability or to be counted.
+        Tokens that its constraint leaves no choice about are appended too, and are computed with the next step's; not
+        so where each token has to be sampled, for its log-probability or to be counted.
 
         Returns:
             How many tokens were appended.
@@ -208,9 +209,8 @@ class Sequence:
         num_before = len(self.token_ids)
         self.num_in_flight -= 1
         self._append(token_id)
-        jumps = self.params.penalties is None and self.params.logprobs is None
-        if self.grammar is not None and jumps and not self.is_finished:
-            for forced_id in self.grammar.forced():
+        if self.constraint is not None and not self.samples_all and not self.is_finished:
+            for forced_id in self.constraint.forced():
                 self._append(forced_id)
                 if self.is_finished:
                     break
@@ -219,11 +219,11 @@ class Sequence:
     def _append(self, token_id: int) -> None:
         self.token_ids.append(token_id)
         num_output = len(self.token_ids) - self.num_prompt_tokens
-        if self.grammar is not None and not self.grammar.accept(token_id):
-            self.finish("error", self.grammar.error)
+        if self.constraint is not None and not self.constraint.accept(token_id):
+            self.finish("error", self.constraint.error)
         elif token_id in self.stop_token_ids and num_output >= self.params.min_tokens:
             self.finish("stop", token_id if token_id in (self.params.stop_token_ids or ()) else None)
-        elif self.grammar is not None and self.grammar.is_complete:
+        elif self.constraint is not None and self.constraint.is_complete:
             self.finish("stop")
         elif num_output >= self.max_tokens:
             self.finish("length")

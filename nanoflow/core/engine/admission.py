@@ -11,7 +11,7 @@ import xxhash
 from nanoflow.core.config.errors import RequestError, shown
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
 from nanoflow.core.data.messages import AddRequest
-from nanoflow.core.sampling.structured_output import GrammarCompiler
+from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.core.text.tokenizer import Tokenizer
 
 # Fields of `SamplingParams` that take any integer, and mean the same when cut to 64 bits.
@@ -24,7 +24,7 @@ class Admission:
 
     Attributes:
         tokenizer: None where the checkpoint has none.
-        grammars: tells whether there can be a grammar for what an output is to match.
+        processors: check what is theirs.
         vocab_size: V; token ids must lie below it.
         max_model_len: most tokens in a sequence.
         eos_token_ids: ids that end a request unless it ignores them.
@@ -33,7 +33,7 @@ class Admission:
     """
 
     tokenizer: Tokenizer | None
-    grammars: GrammarCompiler
+    processors: LogitsProcessors
     vocab_size: int
     max_model_len: int
     eos_token_ids: frozenset[int]
@@ -70,13 +70,9 @@ class Admission:
                 f"The prompt has {length} tokens, but max_model_len is {self.max_model_len}, and at least one is for "
                 f"the output; shorten the prompt to {self.max_model_len - 1} tokens."
             )
-        self._check_ids("", (min(prompt_token_ids), max(prompt_token_ids), *(params.stop_token_ids or ())))
-        self._check_ids("logit_bias: ", params.logit_bias or ())
-        self._check_ids("allowed_token_ids: ", params.allowed_token_ids or ())
+        self._check_ids((min(prompt_token_ids), max(prompt_token_ids), *(params.stop_token_ids or ())))
         if params.stop and self.tokenizer is None:
             raise RequestError("Stop strings need a tokenizer, and the checkpoint has none; use stop_token_ids.")
-        if params.bad_words and self.tokenizer is None:
-            raise RequestError("bad_words need a tokenizer, and the checkpoint has none; use logit_bias.")
         room = self.max_model_len - length
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
         if params.min_tokens > max_tokens:
@@ -84,11 +80,7 @@ class Admission:
                 f"min_tokens must be at most {max_tokens}, which is what max_model_len ({self.max_model_len}) leaves "
                 f"for the output of a prompt of {length} tokens, got {shown(params.min_tokens)}."
             )
-        if params.allowed_token_ids:
-            self._check_allowed(params)
-        self.bad_words(params)
-        if params.structured_outputs is not None:
-            self.grammars.check(params.structured_outputs)
+        self.processors.check(params)
         # The last token is sampled and never computed, so it needs no place in the cache.
         needed = length + max_tokens - 1
         if -(-needed // self.block_size) > self.num_blocks:
@@ -99,29 +91,9 @@ class Admission:
             )
         return max_tokens
 
-    def bad_words(self, params: SamplingParams) -> list[list[int]]:
-        """Token ids of what the output must not hold. What has an id past the model's can't be generated anyway."""
-        words = self.tokenizer.word_token_ids(params.bad_words) if self.tokenizer and params.bad_words else []
-        return [word for word in words if all(token_id < self.vocab_size for token_id in word)]
-
     def stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
         """Ids that end the request, end-of-sequence ids included unless ignored."""
-        return self._eos_token_ids(params).union(params.stop_token_ids or ())
-
-    def _eos_token_ids(self, params: SamplingParams) -> frozenset[int]:
-        return frozenset() if params.ignore_eos else self.eos_token_ids
-
-    def _check_allowed(self, params: SamplingParams) -> None:
-        """Whether some of `allowed_token_ids` is left to begin with."""
-        left = set(params.allowed_token_ids or ()) - {word[0] for word in self.bad_words(params) if len(word) == 1}
-        if not left:
-            raise RequestError("bad_words forbid all of allowed_token_ids; allow one more.")
-        if params.min_tokens and not left - self.stop_token_ids(params):
-            what = "All that bad_words leave of" if params.bad_words else "All of"
-            raise RequestError(
-                f"{what} allowed_token_ids are stop tokens, which min_tokens ({params.min_tokens}) forbids at first; "
-                f"allow one more."
-            )
+        return frozenset(params.stop_token_ids or ()).union(() if params.ignore_eos else self.eos_token_ids)
 
     def _truncated(self, prompt_token_ids: list[int], params: SamplingParams) -> list[int]:
         """The part of the prompt that `truncate_prompt_tokens` leaves."""
@@ -132,12 +104,11 @@ class Admission:
             length = max(1, self.max_model_len - (params.max_tokens or 1))
         return prompt_token_ids[-length:]
 
-    def _check_ids(self, where: str, token_ids: Iterable[int]) -> None:
+    def _check_ids(self, token_ids: Iterable[int]) -> None:
         for token_id in token_ids:
             if not 0 <= token_id < self.vocab_size:
                 raise RequestError(
-                    f"{where}Token id {shown(token_id)} is not in the vocabulary; "
-                    f"ids go from 0 to {self.vocab_size - 1}."
+                    f"Token id {shown(token_id)} is not in the vocabulary; ids go from 0 to {self.vocab_size - 1}."
                 )
 
 

@@ -17,7 +17,7 @@ from nanoflow.core.contracts.scheduler import SchedulerContext
 from nanoflow.core.distributed.launch import end_process, form_rank_group
 from nanoflow.core.distributed.rank_group import Driver, RankGroup, Worker
 from nanoflow.core.engine.engine import Engine
-from nanoflow.core.execution.build_runner import build_runner
+from nanoflow.core.execution.build_runner import MakeProcessors, build_runner, no_processors, processors_maker
 from nanoflow.core.execution.local_executor import LocalExecutor
 from nanoflow.core.execution.model_runner import ModelRunner
 from nanoflow.core.execution.plan import Plan, make_plan
@@ -85,10 +85,18 @@ def _build_engine(
 ) -> tuple[Engine, dict[str, str]]:
     options = config.engine
     plan = make_plan(config, registry, rank_group)
-    runner, names = _build_runner(config, registry, plan, rank_group)
-    executor: Executor = LocalExecutor(runner)
+    tokenizer = Tokenizer.load(plan.folder)
+    of_tokenizer = tokenizer.eos_token_id if tokenizer else None
+
+    def eos_token_ids_below(vocab_size: int) -> frozenset[int]:
+        return eos_token_ids(plan.folder, plan.hf_config, vocab_size, of_tokenizer)
+
+    make_processors = processors_maker(registry, plan, tokenizer, eos_token_ids_below)
+    runner, names = _build_runner(config, registry, plan, rank_group, make_processors)
+    processors = make_processors(runner.model.vocab_size, runner.max_num_seqs, runner.ops)
+    executor: Executor = LocalExecutor(runner, processors)
     if isinstance(rank_group, Driver):
-        executor = RankExecutor(runner, rank_group)
+        executor = RankExecutor(runner, processors, rank_group)
     capabilities = executor.capabilities
     blocks_entry, blocks_options = registry.resolve("block_manager", config.plugins.get("block_manager"))
     block_manager = blocks_entry.build(
@@ -103,8 +111,6 @@ def _build_engine(
     if options.debug:
         scheduler = CheckedScheduler(scheduler, str(scheduler_entry), plan.scheduler_config, block_manager)
 
-    tokenizer = Tokenizer.load(plan.folder)
-    of_tokenizer = tokenizer.eos_token_id if tokenizer else None
     limits = plan.scheduler_config
     observers = registry.build_several(
         "observers", config.plugins.get("observers"),
@@ -118,10 +124,11 @@ def _build_engine(
         executor=executor,
         scheduler=scheduler,
         block_manager=block_manager,
+        processors=processors,
         tokenizer=tokenizer,
         vocab_size=capabilities.vocab_size,
         max_model_len=capabilities.max_model_len,
-        eos_token_ids=eos_token_ids(plan.folder, plan.hf_config, capabilities.vocab_size, of_tokenizer),
+        eos_token_ids=eos_token_ids_below(capabilities.vocab_size),
         default_params=sampling_params(plan.folder) if from_checkpoint else SamplingParams(),
         seed=options.seed,
         depth=1 if async_scheduling else 0,
@@ -139,7 +146,8 @@ def _build_engine(
 
 
 def _build_runner(
-    config: Config, registry: Registry, plan: Plan, rank_group: RankGroup
+    config: Config, registry: Registry, plan: Plan, rank_group: RankGroup,
+    make_processors: MakeProcessors = no_processors,
 ) -> tuple[ModelRunner, dict[str, str]]:  # fmt: skip
     with precompiled(config, plan, rank_group) as wait:
-        return build_runner(config, registry, plan, rank_group, wait)
+        return build_runner(config, registry, plan, rank_group, wait, make_processors)

@@ -21,16 +21,16 @@ from nanoflow.core.data.batch import Batch
 from nanoflow.core.data.messages import AbortRequest, AddRequest, Refusal, Update
 from nanoflow.core.data.outputs import EngineStats, RequestOutput
 from nanoflow.core.data.reasons import WaitCause, WaitReason
-from nanoflow.core.data.sequence import Sequence
+from nanoflow.core.data.sequence import Constraint, Sequence
 from nanoflow.core.engine.admission import Admission, nth_seed
 from nanoflow.core.engine.observers import Observers
 from nanoflow.core.engine.output_processor import OutputProcessor
 from nanoflow.core.engine.request import Request, make_sequences
 from nanoflow.core.engine.stop_checker import StopChecker
-from nanoflow.core.sampling.structured_output import Grammar, GrammarCompiler
+from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.core.text.tokenizer import Tokenizer
 
-LONGEST_WAIT = 0.05  # seconds that a step waits for a grammar if there is nothing else to do
+LONGEST_WAIT = 0.05  # seconds that a step waits for what is prepared, such as a grammar, if there is nothing else to do
 logger = logging.getLogger("nanoflow")
 
 
@@ -41,6 +41,7 @@ class Engine:
         executor: runs batches.
         scheduler: makes them.
         block_manager: the scheduler's; asked for its size and its counters.
+        processors: the logits processors, which the executor applies.
         tokenizer: turns output into text; None leaves texts empty.
         vocab_size: V; token ids must lie below it.
         max_model_len: most tokens in a sequence.
@@ -60,9 +61,10 @@ class Engine:
     """
 
     def __init__(
-        self, *, executor: Executor, scheduler: Scheduler, block_manager: BlockManager, tokenizer: Tokenizer | None,
-        vocab_size: int, max_model_len: int, eos_token_ids: frozenset[int], default_params: SamplingParams, seed: int,
-        depth: int, clock: Callable[[], float] = time.perf_counter, observers: Iterable[Observer] = (),
+        self, *, executor: Executor, scheduler: Scheduler, block_manager: BlockManager, processors: LogitsProcessors,
+        tokenizer: Tokenizer | None, vocab_size: int, max_model_len: int, eos_token_ids: frozenset[int],
+        default_params: SamplingParams, seed: int, depth: int, clock: Callable[[], float] = time.perf_counter,
+        observers: Iterable[Observer] = (),
     ) -> None:  # fmt: skip
         self.executor = executor
         self.scheduler = scheduler
@@ -72,9 +74,9 @@ class Engine:
         self.max_model_len = max_model_len
         self.eos_token_ids = eos_token_ids
         self.default_params = default_params
-        self.grammars = GrammarCompiler(tokenizer, vocab_size, eos_token_ids)
+        self.processors = processors
         self.admission = Admission(
-            tokenizer, self.grammars, vocab_size, max_model_len, eos_token_ids, block_manager.num_blocks,
+            tokenizer, processors, vocab_size, max_model_len, eos_token_ids, block_manager.num_blocks,
             block_manager.block_size, default_params,
         )  # fmt: skip
         self.seed = seed
@@ -83,7 +85,8 @@ class Engine:
         self.observers = Observers.watching(observers, block_manager)
         self.stop_checker = StopChecker(tokenizer)
         self.output_processor = OutputProcessor(tokenizer)
-        self.compiling: dict[str, tuple[Sequence, Future[Grammar]]] = {}  # the scheduler doesn't know these yet
+        # The scheduler doesn't know these yet: logits processors prepare something for them.
+        self.preparing: dict[str, tuple[Sequence, list[tuple[str, Future[Constraint | None]]]]] = {}
         self.requests: dict[str, Request] = {}
         self.owners: dict[str, tuple[Request, int]] = {}
         self.incremental: set[str] = set()
@@ -144,10 +147,10 @@ class Engine:
         try:
             for index, sequence in enumerate(request.sequences):
                 self.owners[sequence.request_id] = request, index
-                if params.structured_outputs is None:
-                    self.scheduler.add(sequence)
+                if begun := self.processors.prepare(sequence):
+                    self.preparing[sequence.request_id] = sequence, begun
                 else:
-                    self.compiling[sequence.request_id] = sequence, self.grammars.submit(params)
+                    self.scheduler.add(sequence)
         except Exception:
             self._withdraw(request)
             raise
@@ -164,15 +167,13 @@ class Engine:
         if seeds is None:
             seed = xxhash.xxh3_64_intdigest(f"{self.seed}/{self.num_requests}".encode())
             seeds = [nth_seed(seed, index) for index in range(params.n)]
-        return make_sequences(
-            command, names, seeds, self.admission.stop_token_ids(params), self.admission.bad_words(params), self.clock()
-        )
+        return make_sequences(command, names, seeds, self.admission.stop_token_ids(params), self.clock())
 
     def _withdraw(self, request: Request) -> None:
         """Forget a request some of whose sequences could not be added."""
         del self.requests[request.request_id]
         for sequence in request.sequences:
-            if self.owners.pop(sequence.request_id, None) and not self.compiling.pop(sequence.request_id, None):
+            if self.owners.pop(sequence.request_id, None) and not self.preparing.pop(sequence.request_id, None):
                 self.scheduler.abort(sequence.request_id)
 
     def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
@@ -194,8 +195,9 @@ class Engine:
         updates = []
         for sequence in request.sequences if request else ():
             if sequence.request_id in self.owners:
-                if sequence.request_id in self.compiling:
-                    self.compiling.pop(sequence.request_id)[1].cancel()
+                if sequence.request_id in self.preparing:
+                    for _, future in self.preparing.pop(sequence.request_id)[1]:
+                        future.cancel()
                 else:
                     known = self.scheduler.abort(sequence.request_id)
                     known_or_failed = known is sequence or self.failure is not None
@@ -230,7 +232,7 @@ class Engine:
     def advance(self) -> list[Update]:
         """`step`, with its updates left to be processed."""
         try:
-            updates = self._take_grammars() if self.compiling else []
+            updates = self._take_prepared() if self.preparing else []
             batch = self.scheduler.schedule()
             if batch is not None:
                 self._submit(batch)
@@ -257,7 +259,7 @@ class Engine:
 
     def _take(self) -> list[Update]:
         """Append the oldest step's tokens to its sequences, end those that are done, and say what there is to show."""
-        if not self.in_flight and len(self.owners) == len(self.compiling):
+        if not self.in_flight and len(self.owners) == len(self.preparing):
             return []
         assert self.in_flight, f"the scheduler has {len(self.requests)} unfinished requests and runs none of them"
         batch, step = self.in_flight.popleft()
@@ -266,7 +268,7 @@ class Engine:
         for sequence, position, logprobs in step.logprobs(self._token_text):
             if not sequence.is_finished:
                 sequence.add_logprobs(position, logprobs)
-        changed = self._append(batch, token_ids, now)
+        changed = self._end_failed(step) + self._append(batch, token_ids, now)
         if self.stop_checker.texts:
             self.stop_checker.check([s for s, _ in changed if s.request_id in self.stop_checker.texts])
         updates = [self._update(*one, now) for one in changed if self.owners[one[0].request_id][0].streams]
@@ -277,6 +279,13 @@ class Engine:
                 updates.append(self._update(sequence, sequence.num_prompt_tokens, now))
             self._end(sequence)
         return updates
+
+    def _end_failed(self, step: PendingStep) -> list[tuple[Sequence, int]]:
+        """End sequences of which a logits processor failed; returns them as `_append` does."""
+        failed = [(sequence, reason) for sequence, reason in step.failures() if not sequence.is_finished]
+        for sequence, reason in failed:
+            sequence.finish("error", reason)
+        return [(sequence, len(sequence.token_ids)) for sequence, _ in failed]
 
     def _append(self, batch: Batch, token_ids: list[int], now: float) -> list[tuple[Sequence, int]]:
         """Append a step's tokens; returns those of `incremental` that got some, with the places of their first ones."""
@@ -312,34 +321,31 @@ class Engine:
         if self.observers is not None:
             self.observers.tell("on_finish", sequence)
 
-    def _take_grammars(self) -> list[Update]:
-        """Hand sequences whose grammar is ready to the scheduler, and end those whose grammar is no good.
+    def _take_prepared(self) -> list[Update]:
+        """Hand sequences for which all is prepared to the scheduler, and end those for which that failed.
 
         Waits, but not long, only if there is nothing else to do.
         """
-        if len(self.compiling) == len(self.owners) and not self.in_flight:
-            wait([grammar for _, grammar in self.compiling.values()], LONGEST_WAIT, FIRST_COMPLETED)
+        if len(self.preparing) == len(self.owners) and not self.in_flight:
+            futures = [future for _, begun in self.preparing.values() for _, future in begun]
+            wait([future for future in futures if not future.done()], LONGEST_WAIT, FIRST_COMPLETED)
         ended = []
-        for request_id, (sequence, grammar) in list(self.compiling.items()):
-            if not grammar.done():
+        for request_id, (sequence, begun) in list(self.preparing.items()):
+            if not all(future.done() for _, future in begun):
                 continue
-            del self.compiling[request_id]
-            try:
-                sequence.grammar = grammar.result()
-            except Exception as error:
-                is_meant = isinstance(error, RequestError)
-                sequence.finish("error", str(error) if is_meant else f"The grammar can't be used ({one_line(error)}).")
+            del self.preparing[request_id]
+            if self.processors.finish_preparing(sequence, begun):
+                self.scheduler.add(sequence)
+            else:
                 ended.append(self._update(sequence, len(sequence.token_ids), self.clock()))
                 self._end(sequence)
-            else:
-                self.scheduler.add(sequence)
         return ended
 
     def _wait_reasons(self) -> list[WaitReason]:
         """Why sequences wait; asked only if there is an observer."""
         reasons = [reason] if (reason := self.scheduler.wait_reason()) else []
-        if self.compiling:
-            first, num_behind = next(iter(self.compiling)), len(self.compiling) - 1
+        if self.preparing:
+            first, num_behind = next(iter(self.preparing)), len(self.preparing) - 1
             reasons.append(WaitReason(WaitCause.NOT_READY, first, num_behind=num_behind))
         return reasons
 

@@ -10,8 +10,7 @@ from nanoflow.core.data.sequence import Sequence
 
 
 def make_sequences(
-    command: AddRequest, names: list[str], seeds: list[int], stop_token_ids: frozenset[int],
-    bad_words: list[list[int]], now: float,
+    command: AddRequest, names: list[str], seeds: list[int], stop_token_ids: frozenset[int], now: float
 ) -> list[Sequence]:  # fmt: skip
     """A sequence for each completion of a request, with these names and seeds."""
     params = command.params
@@ -24,7 +23,6 @@ def make_sequences(
             others if index else params,
             max_tokens=command.max_tokens,
             stop_token_ids=stop_token_ids,
-            bad_words=bad_words,
             seed=seeds[index],
             cache_identity=(params.cache_salt or "").encode(),
             arrival_time=now,

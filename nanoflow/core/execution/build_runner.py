@@ -9,6 +9,7 @@ import torch
 from nanoflow.core.config.engine_config import Config, EngineConfig, PluginChoice, SchedulerConfig
 from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.contracts.logits_processor import LogitsProcessorContext
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.contracts.operations import OperationsContext
 from nanoflow.core.distributed.rank_group import RankGroup
@@ -19,17 +20,49 @@ from nanoflow.core.execution.model_runner import ModelRunner
 from nanoflow.core.execution.plan import Plan
 from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.loading import dummy, safetensors
+from nanoflow.core.ops import Ops
 from nanoflow.core.registry.registry import Registry
+from nanoflow.core.sampling.logits_processors import LogitsProcessors
+from nanoflow.core.text.tokenizer import Tokenizer
+
+MakeProcessors = Callable[[int, int, Ops], LogitsProcessors]
+
+
+def no_processors(vocab_size: int, num_slots: int, ops: Ops) -> LogitsProcessors:
+    """For a rank that doesn't sample."""
+    return LogitsProcessors({}, num_slots)
+
+
+def processors_maker(
+    registry: Registry, plan: Plan, tokenizer: Tokenizer | None = None,
+    eos_token_ids: Callable[[int], frozenset[int]] = lambda vocab_size: frozenset(),
+) -> MakeProcessors:  # fmt: skip
+    """What builds all logits processors that are installed, for V, a number of slots, and what to compute with.
+
+    Args:
+        registry, plan: of the engine.
+        tokenizer: the checkpoint's.
+        eos_token_ids: ids that end a request, below V.
+    """
+
+    def make(vocab_size: int, num_slots: int, ops: Ops) -> LogitsProcessors:
+        eos = eos_token_ids(vocab_size)
+        context = LogitsProcessorContext(vocab_size, num_slots, plan.device, tokenizer, eos, plan.max_model_len, ops)
+        return LogitsProcessors(registry.build_by_request("logits_processors", context), num_slots)
+
+    return make
 
 
 def build_runner(
-    config: Config, registry: Registry, plan: Plan, rank_group: RankGroup, wait_for_kernels: Callable[[], None]
+    config: Config, registry: Registry, plan: Plan, rank_group: RankGroup, wait_for_kernels: Callable[[], None],
+    make_processors: MakeProcessors = no_processors,
 ) -> tuple[ModelRunner, dict[str, str]]:  # fmt: skip
     """What every rank has: a runner with its part of the model and of the cache.
 
     Args:
         config, registry, plan, rank_group: of the engine.
         wait_for_kernels: called before the first kernel is launched.
+        make_processors: builds logits processors for V, so many slots and `ops`; none on ranks that don't sample.
 
     Returns:
         The runner, and the names of model and attention.
@@ -89,7 +122,11 @@ def build_runner(
     reserved = 0
     if device.type == "cuda":
         captured_bytes, step_bytes = memory.measure_step(
-            LocalExecutor(runner_with(build_attention(), num_kv_blocks=0)), scheduler_config
+            LocalExecutor(
+                runner_with(build_attention(), num_kv_blocks=0),
+                make_processors(model.vocab_size, scheduler_config.max_num_seqs, ops),
+            ),
+            scheduler_config,
         )
         width = -(-plan.max_model_len // options.block_size)
         shared_bytes = graphs.buffer_bytes(decodes, tokens, scheduler_config.max_num_seqs, width)

@@ -93,6 +93,7 @@ class InputBatch:
         """Give the sequence's slot to others; nothing happens if it has none."""
         if sequence.slot >= 0:
             self.tables.clear(sequence.slot)
+            self.sampler.release(sequence.slot)
             self.free_slots.append(sequence.slot)
             self.num_scored -= sequence.params.prompt_logprobs is not None
             sequence.slot = -1

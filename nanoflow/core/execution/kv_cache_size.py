@@ -57,7 +57,7 @@ def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.d
 
 def measure_step(executor: LocalExecutor, config: SchedulerConfig) -> tuple[int, int]:
     """Bytes of GPU memory that the most expensive steps take beside weights and cache: one as it may be captured, and
-    one whose sequences ask for everything that sampling can do, tables of `RowLogits` included.
+    one whose sequences ask for everything that sampling can do, the tables of logits processors included.
 
     Runs these steps: as many sequences and tokens as the scheduler may batch. They share one block, for their content
     doesn't matter. It also compiles the kernels of such steps.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any
 
@@ -25,6 +25,7 @@ from nanoflow.core.execution.prompt_logprobs import prompt_spans, prompt_tokens,
 from nanoflow.core.execution.step_message import StepMessage
 from nanoflow.core.execution.step_output import StepOutput
 from nanoflow.core.sampling.batch_sampler import BatchSampler
+from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.core.sampling.logprobs import Span, TopLogprobs, top_logprobs
 from nanoflow.core.sampling.sampling_input import SamplingInput
 
@@ -41,6 +42,7 @@ class DeviceStep(PendingStep):
         parts: log-probabilities, on the host as well.
         done: None if it is done already.
         rank_group: whose loss would make the step last for ever; None for a rank that is alone.
+        failed: as `failures` gives it.
     """
 
     tokens_S: torch.Tensor
@@ -48,6 +50,7 @@ class DeviceStep(PendingStep):
     parts: list[TopLogprobs]
     done: torch.cuda.Event | None
     rank_group: RankGroup | None
+    failed: list[tuple[Sequence, str]] = field(default_factory=list)
 
     def result(self) -> list[int]:
         if self.done is not None:
@@ -61,6 +64,9 @@ class DeviceStep(PendingStep):
         for part in self.parts:
             yield from part.read(decode)
 
+    def failures(self) -> list[tuple[Sequence, str]]:
+        return self.failed
+
 
 class LocalExecutor(Executor):
     """Runs batches with this process's model runner.
@@ -69,13 +75,14 @@ class LocalExecutor(Executor):
 
     Args:
         runner: executes steps.
+        processors: logits processors, for as many slots as the runner has sequences.
     """
 
-    def __init__(self, runner: ModelRunner) -> None:
+    def __init__(self, runner: ModelRunner, processors: LogitsProcessors) -> None:
         self.runner = runner
         group, vocab_size = runner.rank_group, runner.model.vocab_size
         self.watched = group if group.parallel.size > 1 else None  # as `DeviceStep.rank_group`
-        self.sampler = BatchSampler(runner.max_num_seqs, vocab_size, runner.device, runner.ops)
+        self.sampler = BatchSampler(runner.max_num_seqs, vocab_size, runner.device, runner.ops, processors)
         width = runner.slots.block_tables_RB.shape[1]
         self.inputs = InputBatch(runner.max_num_seqs, width, runner.num_kv_blocks, self.sampler)
         self.capabilities = Capabilities(
@@ -170,11 +177,12 @@ class LocalExecutor(Executor):
         """Tokens of all rows; `tokens_S`, if there are any, hold for those that want no more than temperature."""
         if tokens_S is None:
             return self.sampler.sample(logits_SV, rows)
-        again = self.sampler.needs_resampling(rows.slots, rows.positions) & samples
-        if again.all():
+        resampled = self.sampler.needs_resampling(rows.slots, rows.positions) & samples
+        if resampled.all():
             return self.sampler.sample(logits_SV, rows)
-        if again.any():
-            chosen = np.flatnonzero(again)
+        others, chosen = np.flatnonzero(samples & ~resampled), np.flatnonzero(resampled)
+        self.sampler.observe(rows.slots[others], tokens_S[to_device(others, self.runner.device)])
+        if len(chosen):
             place = to_device(chosen, self.runner.device)
             tokens_S[place] = self.sampler.sample(logits_SV[place], rows.take(chosen))
         return tokens_S
@@ -184,12 +192,13 @@ class LocalExecutor(Executor):
         return top_logprobs(spans, lambda part: next(output.scored), token_ids_L)
 
     def _pending(self, tokens_S: torch.Tensor, samples: list[bool], parts: list[TopLogprobs]) -> DeviceStep:
+        failed = self.sampler.processors.take_failures()
         if self.runner.device.type == "cpu":
-            return DeviceStep(tokens_S, samples, parts, None, None)
+            return DeviceStep(tokens_S, samples, parts, None, None, failed)
         on_host = _to_host(tokens_S), samples, [part.map(_to_host) for part in parts]
         done = torch.cuda.Event()
         done.record()
-        return DeviceStep(*on_host, done, self.watched)
+        return DeviceStep(*on_host, done, self.watched, failed)
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from nanoflow.core.execution.local_executor import LocalExecutor
 from nanoflow.core.execution.model_runner import ModelRunner
 from nanoflow.core.execution.step_message import CALL, StepMessage
 from nanoflow.core.execution.step_output import StepOutput
+from nanoflow.core.sampling.logits_processors import LogitsProcessors
 
 
 class RankExecutor(LocalExecutor):
@@ -21,11 +22,12 @@ class RankExecutor(LocalExecutor):
 
     Args:
         runner: this rank's.
+        processors: as in `LocalExecutor`.
         driver: the way to the workers, which are in their `worker_loop`.
     """
 
-    def __init__(self, runner: ModelRunner, driver: Driver) -> None:
-        super().__init__(runner)
+    def __init__(self, runner: ModelRunner, processors: LogitsProcessors, driver: Driver) -> None:
+        super().__init__(runner, processors)
         self.driver = driver
 
     def _execute(self, step: StepMessage) -> StepOutput:

@@ -13,6 +13,7 @@ from typing import Literal
 from nanoflow.core.config.engine_config import Choice, PluginChoice, SchedulerConfig
 from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
+from nanoflow.core.contracts.logits_processor import LogitsProcessor, LogitsProcessorContext
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.contracts.observer import Observer, ObserverContext
 from nanoflow.core.contracts.operations import OperationsContext, OperationSet
@@ -85,6 +86,8 @@ ROLES = table(
     Role("attention", "nanoflow_attention_backends", AttentionBackend, AttentionContext, "auto"),
     Role("scheduler", "nanoflow_schedulers", Scheduler, SchedulerContext, "fcfs", options=SchedulerConfig),
     Role("block_manager", "nanoflow_block_managers", BlockManager, BlockManagerContext, "prefix"),
+    Role("logits_processors", "nanoflow_logits_processors", LogitsProcessor, LogitsProcessorContext,
+         cardinality="by_request"),
     Role("operations", "nanoflow_operations", OperationSet, OperationsContext, (), "several", promise="experimental"),
     Role("observers", "nanoflow_observers", Observer, ObserverContext, cardinality="several"),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""From the logits of a step's rows to their next tokens, each row by the parameters of its sequence."""
+"""Sampling state of all slots, and what is done by it: from logits to the next tokens, and their log-probabilities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.data.transfer import to_device
 from nanoflow.core.ops import Ops
 from nanoflow.core.ops.sampling import Filters
-from nanoflow.core.sampling.logits import RowLogits
+from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.core.sampling.logprobs import Span, TopLogprobs, num_candidates, top_logprobs
 from nanoflow.core.sampling.sampling_input import SamplingInput
 
@@ -23,17 +23,22 @@ class BatchSampler:
         num_slots: R.
         vocab_size: V.
         device: where logits are.
-        ops: to change logits and sample with.
+        ops: to sample with.
+        processors: logits processors, for these slots.
 
     Attributes:
         temperature: float32 numpy array [R]; 0 is greedy.
         seed: int64 numpy array [R]; any 64 bits.
+        filtered: bool numpy array [R]; whether top_k, top_p or min_p leave anything out.
         temperature_only: bool numpy array [R]; whether no more than temperature sampling is ever wanted: no filter, no
-            changed logits, no log-probabilities.
+            processor, no log-probabilities.
     """
 
-    def __init__(self, num_slots: int, vocab_size: int, device: torch.device, ops: Ops) -> None:
+    def __init__(
+        self, num_slots: int, vocab_size: int, device: torch.device, ops: Ops, processors: LogitsProcessors
+    ) -> None:
         self.vocab_size, self.device, self.ops = vocab_size, device, ops
+        self.processors = processors
         self.temperature = np.zeros(num_slots, np.float32)
         self.seed = np.zeros(num_slots, np.int64)
         self.top_k = np.zeros(num_slots, np.int64)
@@ -42,24 +47,27 @@ class BatchSampler:
         self.filtered = np.zeros(num_slots, bool)
         self.temperature_only = np.zeros(num_slots, bool)
         self.num_logprobs = np.full(num_slots, -1, np.int64)  # -1: none asked for
-        self.logits = RowLogits(num_slots, vocab_size, device, ops)
         self._changed: list[int] = []
 
     def assign(self, slot: int, sequence: Sequence) -> None:
         """The slot is this sequence's from now on, all of whose tokens are known."""
-        params = sequence.params
+        params, vocab_size = sequence.params, self.vocab_size
         # Values that float32 would round to 0 or infinity are kept short of it.
         self.temperature[slot] = np.clip(params.temperature, 1e-6, 1e6) if params.temperature > 0 else 0
         self.seed[slot] = sequence.seed
-        self.top_k[slot] = min(params.top_k, self.vocab_size) if params.top_k > 0 else self.vocab_size
+        top_k = self.top_k[slot] = min(params.top_k, vocab_size) if params.top_k > 0 else vocab_size
         self.top_p[slot] = max(params.top_p, 1e-30)
         self.min_p[slot] = params.min_p
-        self.filtered[slot] = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
-        self.num_logprobs[slot] = -1 if params.logprobs is None else num_candidates(params.logprobs, self.vocab_size)
-        self.logits.assign(slot, sequence)
-        changed = self.logits.always[slot] or params.min_tokens > 0
-        self.temperature_only[slot] = not (self.filtered[slot] or changed or params.logprobs is not None)
+        self.filtered[slot] = top_k < vocab_size or params.top_p < 1 or params.min_p > 0
+        self.num_logprobs[slot] = -1 if params.logprobs is None else num_candidates(params.logprobs, vocab_size)
+        self.processors.assign(slot, sequence)
+        more = self.filtered[slot] or self.processors.used[slot] or params.logprobs is not None
+        self.temperature_only[slot] = not more
         self._changed.append(slot)
+
+    def release(self, slot: int) -> None:
+        """The slot is nobody's."""
+        self.processors.release(slot)
 
     def take_changed(self) -> list[int]:
         """Slots that were assigned since the last call."""
@@ -68,7 +76,10 @@ class BatchSampler:
 
     def needs_resampling(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Which of these slots want more than temperature sampling for the token at `positions`, bool [S]."""
-        return self.filtered[slots] | self.logits.changes(slots, positions)
+        needed = self.filtered[slots]
+        if self.processors.used[slots].any():
+            needed |= self.processors.wants(slots, positions).any(0)
+        return needed
 
     def sample(self, logits_SV: torch.Tensor, rows: SamplingInput) -> torch.Tensor:
         """Token ids [S], int64; `logits_SV` is left alone.
@@ -76,22 +87,26 @@ class BatchSampler:
         Rows whose logits are changed are sampled apart from the others, in float32, so that what a row draws does not
         depend on who is in the batch.
         """
-        changes = self.logits.changes(rows.slots, rows.positions)
-        if not changes.any():
+        if not self.processors.used[rows.slots].any():
             return self._sample(logits_SV, rows)
+        wanted_PS = self.processors.wants(rows.slots, rows.positions)
+        changes = wanted_PS.any(0)
         tokens_S = torch.empty(len(changes), dtype=torch.int64, device=self.device)
-        for chosen, changed in ((np.flatnonzero(~changes), False), (np.flatnonzero(changes), True)):
+        for chosen, is_changed in ((np.flatnonzero(~changes), False), (np.flatnonzero(changes), True)):
             if len(chosen) == 0:
                 continue
             place, some = to_device(chosen, self.device), rows.take(chosen)
             part = logits_SV if some is rows else logits_SV[place]
-            if changed:
-                part = self.logits.change(part, some.sequences, some.slots, some.positions)
-            sampled = self._sample(part, some)
-            if changed:
-                self.logits.note(some.slots, sampled)
-            tokens_S[place] = sampled
+            if is_changed:
+                part = self.processors.apply(part, some.slots, some.positions, wanted_PS[:, chosen])
+            tokens_S[place] = self._sample(part, some)
+        self.processors.observe(rows.slots, tokens_S)
         return tokens_S
+
+    def observe(self, slots: np.ndarray, tokens_S: torch.Tensor) -> None:
+        """Tell processors of tokens (int64) that these slots sampled elsewhere."""
+        if self.processors.used[slots].any():
+            self.processors.observe(slots, tokens_S)
 
     def logprobs(
         self, logits_SV: torch.Tensor, tokens_S: torch.Tensor, rows: SamplingInput, counts: np.ndarray

@@ -28,7 +28,7 @@ from nanoflow.core.distributed.fused_allreduce_norm import FusedAllReduceNorm
 from nanoflow.core.distributed.process_group import one_shot_bytes
 from nanoflow.core.distributed.rank_group import RankGroup
 from nanoflow.core.execution import cuda_graphs
-from nanoflow.core.execution.build_runner import build_runner
+from nanoflow.core.execution.build_runner import build_runner, processors_maker
 from nanoflow.core.execution.plan import Plan
 from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.loading import dummy
@@ -84,7 +84,8 @@ def trace_kernels(config: Config, plan: Plan, gpu: GPU, num_ranks: int) -> list[
         echo = EchoGroup(num_ranks, most_bytes, gpu.device, select_ops(gpu.device)) if num_ranks > 1 else None
         rank_group = RankGroup(ParallelContext(0, num_ranks, echo), None)
         try:
-            build_runner(config, registry, replace(plan, hf_config=hf_config), rank_group, lambda: None)
+            plan = replace(plan, hf_config=hf_config)
+            build_runner(config, registry, plan, rank_group, lambda: None, processors_maker(registry, plan))
         except Exception:
             traceback.print_exc()
     return kernels

@@ -232,7 +232,7 @@ def test_a_request_that_cannot_be_added_harms_nobody(talker: AsyncLLM, monkeypat
 def test_a_grammar_that_breaks_harms_nobody(talker: AsyncLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with talker:
-            grammars = engine_below(talker).grammars
+            grammars = engine_below(talker).processors.by_name["grammar"].compiler
             monkeypatch.setattr(grammars, "check", lambda _: None)
             monkeypatch.setattr(grammars, "matcher", lambda _: 1 / 0)
             good = asyncio.create_task(collect(talker, says()))

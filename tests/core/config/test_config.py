@@ -45,6 +45,7 @@ SAMPLING_REFUSED: dict[str, list[Any]] = {
     "cache_salt": ["", 3, b"a", "\ud800"],
     "priority": [1.5, "1", None, True],
     "structured_outputs": ["a+", {"regex": "a+"}, True],
+    "logits_processors": ["name", ["name"], {"name": 5}, {5: {}}, True],
 }
 STRUCTURED_REFUSED: dict[str, list[Any]] = {
     "json": ["{", "[1]", "null", 5, [1], b"{}", {"a": {1, 2}}],
@@ -82,6 +83,7 @@ SAMPLING_TAKEN: dict[str, list[Any]] = {
     "cache_salt": [None, "é 1"],
     "priority": [0, -5, 10**9],
     "structured_outputs": [None, StructuredOutputsParams(regex="a+")],
+    "logits_processors": [None, {}, {"name": {}, "other": {"of": [1]}}],
 }
 ENGINE_REFUSED: dict[str, list[Any]] = {
     "dtype": ["float64", "fp16", None, "", 16],

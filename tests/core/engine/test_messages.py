@@ -104,8 +104,9 @@ def test_a_whole_engines_traffic_through_bytes(tmp_path: Path, overlap: bool) ->
     for as_bytes in (False, True):
         with scripted_llm(tmp_path, script, hf(), **options) as llm:
             engine = engine_of(llm)
-            compile_later = engine.grammars.submit
-            engine.grammars.submit = lambda params: finished(compile_later(params))  # noqa: B023
+            grammars = engine.processors.by_name["grammar"].compiler
+            compile_later = grammars.submit
+            grammars.submit = lambda params: finished(compile_later(params))  # noqa: B023
             requests = [
                 engine.admission.request(str(i), token_ids, params, "said" if i % 2 else None, params.output_kind)
                 for i, (params, token_ids) in enumerate(wanted)

@@ -109,7 +109,7 @@ def test_a_request_whose_grammar_is_compiled_waits(tmp_path: Path, monkeypatch: 
 
     with scripted_llm(tmp_path, [5], byte_level()) as llm:
         engine = observed(llm, notebook := Notebook())
-        monkeypatch.setattr(engine.grammars, "submit", lambda _: Future())
+        monkeypatch.setattr(engine.processors.by_name["grammar"].compiler, "submit", lambda _: Future())
         engine.add_request("held", [1], greedy(structured_outputs=StructuredOutputsParams(regex="a")))
         engine.add_request("free", [1], greedy(2))
         engine.step()

@@ -38,6 +38,9 @@ from nanoflow.core.sampling.sampling_input import RowParams
 from nanoflow.testing.ranks import on_ranks
 from tests.core.checkpoints import Oracle
 from tests.core.running import tokens
+from tests.core.scripted import entry_point
+from tests.plugins.logits_processors import at_most
+from tests.plugins.logits_processors.rows import as_words, use_numerals
 
 
 class RerunGraphs(CudaGraphs):
@@ -99,11 +102,17 @@ KINDS: list[dict[str, Any]] = [
     {"prompt_logprobs": 1, "presence_penalty": 2.0},
     {"logit_bias": {5: 100}, "min_tokens": 9, "stop_token_ids": [5]},
 ]
+NAMED: list[dict[str, Any]] = [
+    {"temperature": 0.0, "logits_processors": {"at_most": {"times": 1}}},
+    {"temperature": 0.0},
+    {"logits_processors": {"at_most": {"times": 1, "after": 20}}},  # counts what graphs sample before
+    {"temperature": 0.0, "logits_processors": {"newest": {}, "at_most": {"times": 3}}, "logprobs": 1},
+]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("kinds", [KINDS, KINDS[:2], KINDS[2:3], KINDS[3:4]])
+@pytest.mark.parametrize("kinds", [KINDS, KINDS[:2], KINDS[2:3], KINDS[3:4], NAMED])
 @pytest.mark.parametrize(
     ("overlap", "decodes", "sizes", "options"),
     [
@@ -123,7 +132,7 @@ def test_captured_steps_give_the_same(
     ]
     words = [output[4:6] for output in reference.outputs]
     messages: Queue[bytes] = Queue()
-    registry = Registry.load()
+    registry = Registry.load(extra=[entry_point(at_most)])
 
     def config_of(**options: Any) -> Config:
         defaults = {"dtype": "float32", "device": "cpu", "num_kv_blocks": 512, "block_size": 4}
@@ -131,10 +140,11 @@ def test_captured_steps_give_the_same(
 
     def run(engine: Engine) -> Any:
         outputs = {}
+        use_numerals(engine)  # these checkpoints have no tokenizer that could make ids of words
         for index, (prompt, param) in enumerate(zip(reference.prompts, params, strict=True)):
+            if kinds is KINDS and index % 5 == 0:
+                param = replace(param, bad_words=as_words([words[index]]))
             engine.add_request(str(index), prompt, param)
-            if len(kinds) > 2:  # these checkpoints have no tokenizer that could make ids of words
-                engine.requests[str(index)].sequences[0].bad_words = [words[index]] if index % 5 == 0 else []
         while engine.has_unfinished:
             outputs |= {int(output.request_id): output for output in engine.step()}
         return [outputs[index] for index in range(16)]

@@ -20,9 +20,11 @@ from nanoflow import LLM, SamplingParams, StructuredOutputsParams
 from nanoflow.core.config.errors import RequestError
 from nanoflow.core.data.outputs import CompletionOutput
 from nanoflow.core.loading.hub import resolve
-from nanoflow.core.sampling import structured_output as structured
-from nanoflow.core.sampling.structured_output import Grammar, GrammarCompiler, TokenMasks, forbid
+from nanoflow.core.sampling.logits import mask_bits
 from nanoflow.core.text.tokenizer import Tokenizer
+from nanoflow.plugins.logits_processors import grammar_compiler
+from nanoflow.plugins.logits_processors.grammar_compiler import GrammarCompiler
+from nanoflow.plugins.logits_processors.grammar_state import Grammar
 from nanoflow.testing.checkpoints import edit_json
 from tests.core.checkpoints import Oracle
 from tests.core.running import engine_of, recorded, tokens
@@ -280,11 +282,12 @@ class SlowCompiler(GrammarCompiler):
 @pytest.fixture
 def slow(llm: LLM) -> Iterator[SlowCompiler]:
     engine = engine_of(llm)
-    usual = engine.grammars
-    engine.grammars = slow = SlowCompiler(engine.tokenizer, engine.vocab_size, engine.eos_token_ids)
+    processor = engine.processors.by_name["grammar"]
+    usual = processor.compiler
+    processor.compiler = slow = SlowCompiler(engine.tokenizer, engine.vocab_size, engine.eos_token_ids)
     yield slow
     slow.go_on.set()
-    engine.grammars = usual
+    processor.compiler = usual
 
 
 def test_others_run_while_a_grammar_is_compiled(llm: LLM, slow: SlowCompiler) -> None:
@@ -356,7 +359,7 @@ def test_an_output_that_strays_ends_with_an_error(llm: LLM) -> None:
     engine.add_request("x", [5], sampling(regex="[ab]{9}"))
     while not engine.requests["x"].sequences[0].output_token_ids:
         assert engine.step() == []
-    grammar = engine.requests["x"].sequences[0].grammar
+    grammar = engine.requests["x"].sequences[0].constraint
     assert grammar is not None
     grammar.matcher.consume_token(EOS)
     outputs = []
@@ -367,7 +370,7 @@ def test_an_output_that_strays_ends_with_an_error(llm: LLM) -> None:
 
 
 def test_without_the_package(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(structured, "find_spec", lambda name: None if name == "llguidance" else find_spec(name))
+    monkeypatch.setattr(grammar_compiler, "find_spec", lambda name: None if name == "llguidance" else find_spec(name))
     with raises_sentence(RequestError, "pip install 'nanoflow[structured]'"):
         draw(llm, regex="a")
 
@@ -390,7 +393,7 @@ def test_masks(vocab_size: int, dtype: torch.dtype) -> None:
     expected = logits.clone()
     for row, bits in zip((0, 1, 4), allowed, strict=True):
         expected[row, ~bits[:vocab_size]] = -torch.inf
-    TokenMasks([0, 1, 4], words).apply(logits)
+    mask_bits(logits, torch.tensor([0, 1, 4], dtype=torch.int32), torch.from_numpy(np.stack(words)))
     assert torch.equal(logits, expected)
 
 
@@ -400,7 +403,7 @@ def test_ids_past_the_tokenizers_are_forbidden(tokenizer: Tokenizer) -> None:
     compiler = GrammarCompiler(tokenizer, num_known + 100, frozenset({EOS}))
     grammar = compiler.submit(sampling(regex="(?s).*")).result()
     logits = torch.zeros(2, num_known + 100)
-    forbid(logits, torch.tensor([1], dtype=torch.int32), torch.from_numpy(grammar.mask()).unsqueeze(0))
+    mask_bits(logits, torch.tensor([1], dtype=torch.int32), torch.from_numpy(grammar.mask()).unsqueeze(0))
     assert logits[0].isfinite().all()
     assert not logits[1, num_known:].isfinite().any()
     assert logits[1, EOS].isfinite()

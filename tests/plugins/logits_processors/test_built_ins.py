@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from nanoflow import LLM, SamplingParams
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.ops import Ops
 from nanoflow.core.sampling.batch_sampler import BatchSampler
-from nanoflow.core.sampling.logits import RowLogits
+from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.core.sampling.sampling_input import RowParams, SamplingInput
 from tests.core.checkpoints import Oracle
 from tests.core.running import engine_of, greedy, recorded, tokens
+from tests.plugins.logits_processors.rows import as_words, built_ins, sequence_of, use_numerals
 
 VOCAB = 12
 CPU = torch.device("cpu")
@@ -28,27 +30,32 @@ prompts = st.lists(ids, min_size=1, max_size=10)
 words = st.lists(st.lists(ids, min_size=1, max_size=4), max_size=6)
 
 
-def sequence_of(prompt: list[int], output: list[int], bad_words: Any = (), **params: Any) -> Sequence:
-    sequence = Sequence(
-        "0", prompt, SamplingParams(max_tokens=None, **params), max_tokens=100, bad_words=bad_words,
-        stop_token_ids=frozenset(params.get("stop_token_ids", ())),
-    )  # fmt: skip
-    sequence.token_ids += output
-    return sequence
+def state_of(num_slots: int, vocab_size: int = VOCAB) -> LogitsProcessors:
+    return LogitsProcessors(built_ins(num_slots, vocab_size), num_slots)
+
+
+def applied(state: LogitsProcessors, logits_SV: torch.Tensor, slots: np.ndarray, positions: np.ndarray) -> torch.Tensor:
+    """What becomes of the logits; of those that no processor wants, nothing."""
+    wanted = state.wants(slots, positions)
+    if not wanted.any():
+        return logits_SV
+    result = state.apply(logits_SV, slots, positions, wanted)
+    assert not state.take_failures()
+    return result
 
 
 def changed(logits_SV: torch.Tensor, sequences: list[Sequence], num_unknown: int = 0) -> torch.Tensor:
-    """What becomes of the logits. The last `num_unknown` tokens reach the rows as drawn ones, as when steps overlap."""
-    rows = np.arange(len(sequences))[::-1].copy()
-    state = RowLogits(len(rows), logits_SV.shape[1], CPU, Ops())
-    drawn = [sequence.token_ids[len(sequence.token_ids) - num_unknown :] for sequence in sequences]
-    for sequence, row, late in zip(sequences, rows.tolist(), drawn, strict=True):
+    """What becomes of the logits. The last `num_unknown` tokens are observed as sampled ones, as when steps overlap."""
+    slots = np.arange(len(sequences))[::-1].copy()
+    state = state_of(len(slots), logits_SV.shape[1])
+    sampled = [sequence.token_ids[len(sequence.token_ids) - num_unknown :] for sequence in sequences]
+    for sequence, slot, late in zip(sequences, slots.tolist(), sampled, strict=True):
         del sequence.token_ids[len(sequence.token_ids) - len(late) :]
-        state.assign(row, sequence)
-    for late in zip(*drawn, strict=True):
-        state.note(rows, torch.tensor(late))
-    position = np.array([len(s.token_ids) + num_unknown for s in sequences])
-    return state.change(logits_SV, sequences, rows, position)
+        state.assign(slot, sequence)
+    for late in zip(*sampled, strict=True):
+        state.observe(slots, torch.tensor(late))
+    positions = np.array([len(s.token_ids) + num_unknown for s in sequences])
+    return applied(state, logits_SV, slots, positions)
 
 
 def random_logits(seed: int, count: int = 1) -> torch.Tensor:
@@ -153,24 +160,27 @@ def test_a_row_is_changed_the_same_in_any_batch(data: st.DataObject, seed: int) 
         assert torch.equal(together[index : index + 1], alone)
 
 
-def test_a_reused_row_forgets() -> None:
-    state = RowLogits(1, VOCAB, CPU, Ops())
+def test_a_reused_slot_forgets() -> None:
+    state = state_of(1)
     logits, row = random_logits(0), np.zeros(1, np.int64)
     first = sequence_of([1], [2, 3], [[4], [3, 5]], presence_penalty=1.0, allowed_token_ids=[3, 5], min_tokens=50)
     for sequence in (first, sequence_of([6], [7], [[8]], frequency_penalty=1.0), sequence_of([6], [7])):
+        state.release(0)
         state.assign(0, sequence)
-        ours = state.change(logits, [sequence], row, np.array([len(sequence.token_ids)]))
+        ours = applied(state, logits, row, np.array([len(sequence.token_ids)]))
         fresh = changed(logits, [sequence])
         assert torch.equal(ours, fresh)
     assert torch.equal(ours, logits)
-    assert not state.changes(row, np.array([2])).any()
+    assert not state.wants(row, np.array([2])).any()
+    assert not state.used.any()
 
 
 def test_nothing_is_allocated_for_requests_that_use_none_of_it() -> None:
-    state = RowLogits(4, VOCAB, CPU, Ops())
+    state = state_of(4)
     state.assign(0, sequence_of([1], [2], min_tokens=3, stop_token_ids=[1]))
-    assert state.bias_RV is None
-    assert state.counts_RV is None
+    tables = state.by_name["bias_and_penalties"]
+    assert tables.bias_RV is None
+    assert tables.counts_RV is None
 
 
 @pytest.mark.parametrize(
@@ -190,14 +200,14 @@ def test_draws_follow_the_changed_distribution(params: dict[str, Any], bad_words
     count = 8_000
     logits = random_logits(3) / 2
     sequences = [sequence_of([1, 2], [3, 2, 2, 3], bad_words, **params) for _ in range(count)]
-    sampler, rows = BatchSampler(count, VOCAB, CPU, Ops()), np.arange(count)
-    for row, sequence in enumerate(sequences):
-        sequence.seed = row
-        sampler.assign(row, sequence)
-    position = np.full(count, 6)
+    sampler, slots = BatchSampler(count, VOCAB, CPU, Ops(), state_of(count)), np.arange(count)
+    for slot, sequence in enumerate(sequences):
+        sequence.seed = slot
+        sampler.assign(slot, sequence)
+    positions = np.full(count, 6)
     temperature_S = torch.full((count,), float(params.get("temperature", 1.0)))
-    row_params = RowParams(temperature_S, torch.from_numpy(rows), torch.from_numpy(position), torch.from_numpy(rows))
-    drawn = sampler.sample(logits.repeat(count, 1), SamplingInput(sequences, rows, position, row_params))
+    row_params = RowParams(temperature_S, torch.from_numpy(slots), torch.from_numpy(positions), torch.from_numpy(slots))
+    drawn = sampler.sample(logits.repeat(count, 1), SamplingInput(sequences, slots, positions, row_params))
 
     scores = changed(logits, sequences[:1]) / params.get("temperature", 1.0)
     for name, warper in (("top_k", TopKLogitsWarper), ("top_p", TopPLogitsWarper), ("min_p", MinPLogitsWarper)):
@@ -258,10 +268,10 @@ def bad_word_ids(
 ) -> list[list[int]]:
     """Outputs of requests whose bad words are given as token ids, since these checkpoints have no tokenizer."""
     engine = engine_of(llm)
+    use_numerals(engine)
     outputs = {}
     for index, (prompt, param, bad) in enumerate(zip(reference.prompts, params, words, strict=False)):
-        engine.add_request(str(index), prompt, param)
-        engine.requests[str(index)].sequences[0].bad_words = bad
+        engine.add_request(str(index), prompt, replace(param, bad_words=as_words(bad)))
     while engine.has_unfinished:
         outputs |= {int(output.request_id): output["token_ids"] for output in engine.step()}
     return [outputs[index] for index in range(len(outputs))]
