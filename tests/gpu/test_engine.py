@@ -131,7 +131,7 @@ def test_steps_with_prefill_in_graphs_and_beside_them(oracle: Oracle, graph_toke
 
 
 def test_many_graphs_take_the_memory_of_the_largest(oracle: Oracle) -> None:
-    """What they keep beside it is a few numbers for each row."""
+    """What they keep beside it is a few numbers for each row; logits of their own would take 16 MiB together."""
     taken = []
     for sizes in ([64], list(range(1, 65))):
         before = torch.cuda.memory_allocated()
@@ -141,7 +141,7 @@ def test_many_graphs_take_the_memory_of_the_largest(oracle: Oracle) -> None:
         llm.close()
         del llm
         gc.collect()
-    assert taken[1] - taken[0] < 2**20
+    assert taken[1] - taken[0] < 2**21
 
 
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" in os.environ, reason="no other process may use the GPU's memory")
