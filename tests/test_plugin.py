@@ -46,12 +46,12 @@ def test_no_name_has_two_promises() -> None:
 
 
 def test_it_costs_no_torch() -> None:
-    """Neither the module nor any name, layers and operations apart."""
+    """Neither the module nor any name, layers, operations and `to_device` apart."""
     code = """
         import sys
         from nanoflow import plugin
         for name in plugin.__all__:
-            if not plugin._MODULES[name].endswith(("layers", "ops")):
+            if not plugin._MODULES[name].endswith(("layers", "ops", "transfer")):
                 getattr(plugin, name)
         assert "torch" not in sys.modules and "transformers" not in sys.modules, name
         plugin.Linear
