@@ -12,6 +12,7 @@ from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
 from nanoflow.core.contracts.logits_processor import LogitsProcessorContext
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.contracts.operations import OperationsContext
+from nanoflow.core.data.parallel import ParallelContext
 from nanoflow.core.distributed.rank_group import RankGroup
 from nanoflow.core.execution import cuda_graphs as graphs
 from nanoflow.core.execution import kv_cache_size as memory
@@ -67,26 +68,76 @@ def build_runner(
     Returns:
         The runner, and the names of model and attention.
     """
-    options, device, scheduler_config = config.engine, plan.device, plan.scheduler_config
+    options, device = config.engine, plan.device
     if device.type == "cuda" and rank_group.parallel.size > 1:
         torch.cuda.set_device(device)
+    ops = _operations(config, registry, device)
+    rank_group.connect(device, options.one_shot_kib if options.accelerate else 0, ops)
+    model_name, model = _model(config, registry, plan, rank_group.parallel, ops)
+    context = _attention_context(plan, options, rank_group.parallel, model)
+    entry, attention_options = registry.resolve("attention", pick_attention(config), context)
+
+    def build_attention() -> AttentionBackend:
+        return entry.build(attention_options, context)
+
+    def runner_with(attention: AttentionBackend, num_kv_blocks: int) -> ModelRunner:
+        return ModelRunner(
+            model,
+            attention,
+            device=device,
+            block_size=options.block_size,
+            max_num_seqs=plan.scheduler_config.max_num_seqs,
+            max_model_len=plan.max_model_len,
+            num_kv_blocks=num_kv_blocks,
+            rank_group=rank_group,
+            ops=ops,
+        )
+
+    attention = build_attention()
+    decodes, tokens = graphs_to_capture(options, plan.scheduler_config, attention, device)
+    wait_for_kernels()
+    rank_group.barrier()  # from here on ranks compute together
+    reserved = 0
+    if device.type == "cuda":
+        measured = runner_with(build_attention(), num_kv_blocks=0)
+        processors = make_processors(model.vocab_size, plan.scheduler_config.max_num_seqs, ops)
+        reserved = _reserved_bytes(LocalExecutor(measured, processors), plan, options, decodes, tokens)
+        del measured, processors
+    num_blocks = rank_group.minimum(memory.pick_num_blocks(options, attention.bytes_per_block, device, reserved))
+    _allocate(attention, num_blocks)
+    runner = runner_with(attention, num_kv_blocks=num_blocks)
+    if decodes:
+        runner.capture(decodes, tokens)
+    rank_group.barrier()
+    return runner, {"model": model_name, "attention": entry.component.name}
+
+
+def _operations(config: Config, registry: Registry, device: torch.device) -> Ops:
     sets = registry.build_several("operations", config.plugins.get("operations"), OperationsContext(device))
     extra = [operation for found in sets for operation in found.operations()]
-    ops = select_ops(device, accelerate=options.accelerate, extra=extra)
-    rank_group.connect(device, options.one_shot_kib if options.accelerate else 0, ops)
-    parallel = rank_group.parallel
-    model_entry, model_options = registry.model_for(
-        config.plugins.get("model"), plan.hf_config.get("architectures") or []
-    )
-    model_context = ModelContext(plan.hf_config, plan.dtype, device, plan.max_model_len, parallel, ops)
-    with torch.inference_mode():
-        model: ModelArch = model_entry.build(model_options, model_context)
-        if options.load_format == "dummy":
-            dummy.fill_random(model.weights(), options.seed)
-        else:
-            safetensors.load_weights(plan.folder, model.weights())
+    return select_ops(device, accelerate=config.engine.accelerate, extra=extra)
 
-    attention_context = AttentionContext(
+
+@torch.inference_mode()
+def _model(
+    config: Config, registry: Registry, plan: Plan, parallel: ParallelContext, ops: Ops
+) -> tuple[str, ModelArch]:
+    """The model, weights loaded, and its plugin's name."""
+    architectures = plan.hf_config.get("architectures") or []
+    entry, model_options = registry.model_for(config.plugins.get("model"), architectures)
+    context = ModelContext(plan.hf_config, plan.dtype, plan.device, plan.max_model_len, parallel, ops)
+    model: ModelArch = entry.build(model_options, context)
+    if config.engine.load_format == "dummy":
+        dummy.fill_random(model.weights(), config.engine.seed)
+    else:
+        safetensors.load_weights(plan.folder, model.weights())
+    return entry.component.name, model
+
+
+def _attention_context(
+    plan: Plan, options: EngineConfig, parallel: ParallelContext, model: ModelArch
+) -> AttentionContext:
+    return AttentionContext(
         num_layers=model.num_layers,
         num_heads=parallel.share(model.num_heads, "query heads").length,
         num_kv_heads=parallel.share_kv_heads(model.num_kv_heads).length,
@@ -95,55 +146,29 @@ def build_runner(
         windows=model.windows,
         block_size=options.block_size,
         dtype=plan.dtype,
-        device=device,
+        device=plan.device,
     )
-    attention_entry, attention_options = registry.resolve("attention", pick_attention(config), attention_context)
 
-    def build_attention() -> AttentionBackend:
-        return attention_entry.build(attention_options, attention_context)
 
-    def runner_with(attention: AttentionBackend, num_kv_blocks: int) -> ModelRunner:
-        return ModelRunner(
-            model,
-            attention,
-            device=device,
-            block_size=options.block_size,
-            max_num_seqs=scheduler_config.max_num_seqs,
-            max_model_len=plan.max_model_len,
-            num_kv_blocks=num_kv_blocks,
-            rank_group=rank_group,
-            ops=ops,
-        )
+def _reserved_bytes(
+    executor: LocalExecutor, plan: Plan, options: EngineConfig, decodes: list[int], tokens: list[int]
+) -> int:
+    """Bytes of a GPU's memory that steps and graphs take beside weights and cache."""
+    captured_bytes, step_bytes = memory.measure_step(executor, plan.scheduler_config)
+    width = -(-plan.max_model_len // options.block_size)
+    shared_bytes = graphs.buffer_bytes(decodes, tokens, plan.scheduler_config.max_num_seqs, width)
+    return step_bytes + memory.graph_bytes(captured_bytes, shared_bytes)
 
-    attention = build_attention()
-    decodes, tokens = graphs_to_capture(options, scheduler_config, attention, device)
-    wait_for_kernels()
-    rank_group.barrier()  # from here on ranks compute together
-    reserved = 0
-    if device.type == "cuda":
-        captured_bytes, step_bytes = memory.measure_step(
-            LocalExecutor(
-                runner_with(build_attention(), num_kv_blocks=0),
-                make_processors(model.vocab_size, scheduler_config.max_num_seqs, ops),
-            ),
-            scheduler_config,
-        )
-        width = -(-plan.max_model_len // options.block_size)
-        shared_bytes = graphs.buffer_bytes(decodes, tokens, scheduler_config.max_num_seqs, width)
-        reserved = step_bytes + memory.graph_bytes(captured_bytes, shared_bytes)
-    num_blocks = rank_group.minimum(memory.pick_num_blocks(options, attention.bytes_per_block, device, reserved))
+
+def _allocate(attention: AttentionBackend, num_blocks: int) -> None:
+    """Make the KV cache of so many blocks, and one that is nobody's."""
     try:
-        attention.allocate(num_blocks + 1)  # the last block is nobody's
+        attention.allocate(num_blocks + 1)
     except (MemoryError, torch.OutOfMemoryError):
         size = num_blocks * attention.bytes_per_block / memory.GIB
         raise ConfigError(
             f"There is no memory for a KV cache of {num_blocks} blocks ({size:.1f} GiB); lower engine.num_kv_blocks."
         ) from None
-    runner = runner_with(attention, num_kv_blocks=num_blocks)
-    if decodes:
-        runner.capture(decodes, tokens)
-    rank_group.barrier()
-    return runner, {"model": model_entry.component.name, "attention": attention_entry.component.name}
 
 
 def pick_attention(config: Config) -> PluginChoice | None:
