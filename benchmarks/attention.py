@@ -26,8 +26,9 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
-from nanoflow.core.data.batch import AttentionInput
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.attention_context import AttentionContext
+from nanoflow.core.data.attention_input import AttentionInput
 from nanoflow.core.registry.component import NoOptions
 from nanoflow.plugins.attention import nanoflow_attention_backends
 from nanoflow.plugins.attention.options import FlashConfig

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nanoflow.core.contracts.attention import AttentionContext
-from nanoflow.core.data.batch import AttentionInput, Projection
+from nanoflow.core.contracts.attention_context import AttentionContext
+from nanoflow.core.data.attention_input import AttentionInput, Projection
 from nanoflow.core.kernels.filters import thresholds
 from nanoflow.core.kernels.gemm import dispatch
 from nanoflow.core.kernels.gemm.gemv import gemv
@@ -39,7 +39,8 @@ from nanoflow.core.kernels.norm import add_rms_norm
 from nanoflow.core.kernels.rotary import norm_rotate_store
 from nanoflow.core.kernels.sampling import draw
 from nanoflow.core.layers import apply_rotary
-from nanoflow.core.ops.sampling import gumbel_noise, keep_likely, keep_top
+from nanoflow.core.ops.filters import keep_likely, keep_top
+from nanoflow.core.ops.sampling import gumbel_noise
 from nanoflow.core.registry.component import NoOptions
 from nanoflow.plugins.attention.triton.backend import TritonAttention
 

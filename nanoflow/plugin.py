@@ -45,10 +45,10 @@ _NAMED = {
         "PreemptReason": "nanoflow.core.data.reasons",
         "WaitCause": "nanoflow.core.data.reasons",
         "WaitReason": "nanoflow.core.data.reasons",
-        "AttentionInput": "nanoflow.core.data.batch",
+        "AttentionInput": "nanoflow.core.data.attention_input",
         "ParallelContext": "nanoflow.core.data.parallel",
         "LogitsRows": "nanoflow.core.contracts.logits_processor",
-        "Constraint": "nanoflow.core.data.sequence",
+        "Constraint": "nanoflow.core.data.constraint",
         "to_device": "nanoflow.core.data.transfer",
         "Shard": "nanoflow.core.data.parallel",
         "Share": "nanoflow.core.data.parallel",
@@ -66,7 +66,7 @@ _NAMED = {
         "RowParallelLinear": "nanoflow.core.layers",
     },
     "experimental": {
-        "Projection": "nanoflow.core.data.batch",
+        "Projection": "nanoflow.core.data.attention_input",
         "RankPartials": "nanoflow.core.data.parallel",
         "Experts": "nanoflow.core.layers",
         "Operation": "nanoflow.core.ops",
@@ -95,10 +95,12 @@ if TYPE_CHECKING:
     from nanoflow.core.config.fields import is_int, is_number, option, require
     from nanoflow.core.config.sampling_params import SamplingParams
     from nanoflow.core.contracts import *
-    from nanoflow.core.data.batch import AttentionInput, Batch, Projection
+    from nanoflow.core.data.attention_input import AttentionInput, Projection
+    from nanoflow.core.data.batch import Batch
+    from nanoflow.core.data.constraint import Constraint
     from nanoflow.core.data.parallel import ParallelContext, RankPartials, Shard, Share
     from nanoflow.core.data.reasons import PreemptCause, PreemptReason, WaitCause, WaitReason
-    from nanoflow.core.data.sequence import Constraint, Sequence
+    from nanoflow.core.data.sequence import Sequence
     from nanoflow.core.data.transfer import to_device
     from nanoflow.core.layers import *
     from nanoflow.core.ops import Operation, Ops

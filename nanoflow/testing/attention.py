@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
-from nanoflow.core.data.batch import AttentionInput, Projection
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.attention_context import AttentionContext
+from nanoflow.core.data.attention_input import AttentionInput, Projection
 from nanoflow.core.layers import apply_rotary
 from nanoflow.testing.batches import Case, causal_mask, context, distance, fill, poison, projections, written_out
 from nanoflow.testing.suite import Suite

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
-from nanoflow.core.data.batch import AttentionInput
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.attention_context import AttentionContext
+from nanoflow.core.data.attention_input import AttentionInput
 
 CPU = torch.device("cpu")
 # (context, layer, positions of queries [Q], positions of keys [L]) -> which keys each query sees, bool [Q, L]

@@ -17,7 +17,8 @@ from nanoflow.core.api.llm import LLM
 from nanoflow.core.config.engine_config import Config, EngineConfig, PluginChoice
 from nanoflow.core.config.errors import CheckpointError, ConfigError
 from nanoflow.core.config.sampling_params import SamplingParams
-from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.data.parallel import SINGLE_RANK, ParallelContext, Shard
 from nanoflow.core.kernels.register import select_ops

@@ -13,7 +13,7 @@ import torch
 
 from nanoflow.core.config.engine_config import PluginChoice
 from nanoflow.core.config.errors import PluginError
-from nanoflow.core.contracts.attention import AttentionContext
+from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.registry.registry import Registry
 
 # Writes the kernels that were looked for in Triton's cache, whether they were there, and whether anything was started.

@@ -14,7 +14,7 @@ from nanoflow.core.contracts.model import ModelContext
 from nanoflow.core.kernels.gemm.settings import GemvConfig, SkinnyConfig, TiledConfig, TmaConfig
 from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.layers import Embedding, Experts, GatedLinear, Linear, RMSNorm
-from nanoflow.core.ops.sampling import Filters
+from nanoflow.core.ops.filters import Filters
 from tests.core.kernels import checks
 
 DEVICE = torch.device("cuda")

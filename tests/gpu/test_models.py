@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 from nanoflow import LLM
 from nanoflow.core.config.engine_config import PluginChoice
-from nanoflow.core.contracts.attention import AttentionContext
+from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.contracts.model import ModelContext
 from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.loading.hf_config import read_config

@@ -12,20 +12,23 @@ import torch
 
 from nanoflow.core.config.engine_config import SchedulerConfig
 from nanoflow.core.config.sampling_params import SamplingParams
-from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.contracts.block_manager import BlockManager
 from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler, Place
 from nanoflow.core.contracts.logits_processor import LogitsRows
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
-from nanoflow.core.data.batch import AttentionInput, Batch
+from nanoflow.core.data.attention_input import AttentionInput
+from nanoflow.core.data.batch import Batch
 from nanoflow.core.data.parallel import Group
 from nanoflow.core.data.reasons import WaitCause, WaitReason
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.registry.component import Component, NoOptions
 from nanoflow.plugins.attention.torch.backend import TorchAttention
 from nanoflow.plugins.block_managers.plain import PlainBlockManager
-from nanoflow.plugins.block_managers.prefix import Key, PrefixBlockManager
+from nanoflow.plugins.block_managers.prefix import PrefixBlockManager
+from nanoflow.plugins.block_managers.prefix_cache import Key
 from nanoflow.plugins.models.qwen3 import Qwen3
 from nanoflow.plugins.schedulers.fcfs import FCFSScheduler
 from tests.plugins.logits_processors.at_most import AtMost, Newest

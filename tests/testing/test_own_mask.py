@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanoflow.core.contracts.attention import AttentionContext
+from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.plugins.attention.torch.backend import TorchAttention
 from nanoflow.testing import AttentionBackendSuite
 from tests.testing import planted

@@ -1,6 +1,7 @@
 """What a plugin of each role promises. The docstrings are the specification."""
 
-from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
 from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler
 from nanoflow.core.contracts.executor import Capabilities, Executor, PendingStep

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 import numpy as np
 
 from nanoflow.core.config.sampling_params import SamplingParams
-from nanoflow.core.data.sequence import Constraint, Sequence
+from nanoflow.core.data.constraint import Constraint
+from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.text.tokenizer import Tokenizer
 
 
@@ -97,9 +98,12 @@ class LogitsProcessor(ABC):
         needs_values: whether `apply` needs the values of all tokens before the one to be sampled, on the host. Then
             steps of its sequences don't overlap: each waits for the token before. Counts on the device by `observe`
             need no such wait.
+        fields: fields of `SamplingParams`; a request that leaves all of these as they are by default does not use this
+            processor, and `uses` is not asked. None: a class with a `uses` of its own is always asked.
     """
 
     name: str = ""
+    fields: ClassVar[tuple[str, ...] | None] = None
     in_place: ClassVar[bool] = True
     needs_values: ClassVar[bool] = False
 

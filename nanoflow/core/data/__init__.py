@@ -1,6 +1,7 @@
 """Data that flows through the engine: messages, sequences, batches, outputs; how tensors are split over ranks."""
 
-from nanoflow.core.data.batch import AttentionInput, Batch, Projection
+from nanoflow.core.data.attention_input import AttentionInput, Projection
+from nanoflow.core.data.batch import Batch
 from nanoflow.core.data.messages import AbortRequest, AddRequest, Refusal, Stop, Update
 from nanoflow.core.data.outputs import CompletionOutput, EngineStats, Logprob, RequestMetrics, RequestOutput, Score
 from nanoflow.core.data.parallel import SINGLE_RANK, Group, ParallelContext, RankPartials, Shard, Share

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from dataclasses import KW_ONLY, InitVar, dataclass, field
+from typing import Any
 
 from nanoflow.core.config.sampling_params import SamplingParams
+from nanoflow.core.data.constraint import Constraint
 from nanoflow.core.data.outputs import Logprob
 
 
-class Constraint(Protocol):
-    """What an output is held to, and how far it got; a grammar, for example."""
-
-    def accept(self, token_id: int) -> bool:
-        """Take the next token of the output; False if it can't be, and `error` says why."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the output may end here and nothing but its end may follow."""
-
-    def forced(self) -> list[int]:
-        """Ids that the output goes on with in any case; often none."""
-
-    @property
-    def error(self) -> str:
-        """A sentence about what went wrong, empty if nothing did."""
-
-
+@dataclass(eq=False, repr=False, slots=True)
 class Sequence:
     """One request on its way through the engine: its tokens, its blocks, and how far it got.
 
@@ -64,73 +49,40 @@ class Sequence:
         first_token_time: when its first token reached the host, on the same clock; None before.
     """
 
-    __slots__ = (
-        "arrival_time",
-        "block_table",
-        "cache_identity",
-        "constraint",
-        "finish_reason",
-        "first_token_time",
-        "logprobs",
-        "max_tokens",
-        "needs_values",
-        "num_cached_tokens",
-        "num_computed_tokens",
-        "num_in_flight",
-        "num_preemptions",
-        "num_prompt_tokens",
-        "params",
-        "prefix_keys",
-        "prefix_match",
-        "prompt_logprobs",
-        "request_id",
-        "samples_all",
-        "seed",
-        "slot",
-        "stop_reason",
-        "stop_token_ids",
-        "token_ids",
-    )  # fmt: skip
+    request_id: str
+    prompt_token_ids: InitVar[list[int]]
+    params: SamplingParams
+    _: KW_ONLY
+    max_tokens: int
+    stop_token_ids: frozenset[int] = frozenset()
+    seed: int = 0
+    cache_identity: bytes = b""
+    arrival_time: float = 0.0
+    token_ids: list[int] = field(init=False)
+    num_prompt_tokens: int = field(init=False)
+    block_table: list[int] = field(init=False, default_factory=list)
+    prefix_keys: list[Any] = field(init=False, default_factory=list)
+    prefix_match: Any = field(init=False, default=None)
+    num_computed_tokens: int = field(init=False, default=0)
+    num_in_flight: int = field(init=False, default=0)
+    num_cached_tokens: int = field(init=False, default=-1)
+    num_preemptions: int = field(init=False, default=0)
+    slot: int = field(init=False, default=-1)
+    logprobs: list[dict[int, Logprob]] = field(init=False, default_factory=list)
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = field(init=False, default=None)
+    constraint: Constraint | None = field(init=False, default=None)
+    needs_values: bool = field(init=False, default=False)
+    samples_all: bool = field(init=False)
+    finish_reason: str | None = field(init=False, default=None)
+    stop_reason: str | int | None = field(init=False, default=None)
+    first_token_time: float | None = field(init=False, default=None)
 
-    def __init__(
-        self,
-        request_id: str,
-        prompt_token_ids: list[int],
-        params: SamplingParams,
-        *,
-        max_tokens: int,
-        stop_token_ids: frozenset[int] = frozenset(),
-        seed: int = 0,
-        cache_identity: bytes = b"",
-        arrival_time: float = 0.0,
-    ) -> None:
-        self.request_id = request_id
+    def __post_init__(self, prompt_token_ids: list[int]) -> None:
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
-        self.params = params
-        self.max_tokens = max_tokens
-        self.stop_token_ids = stop_token_ids
-        self.seed = seed
-        self.cache_identity = cache_identity
-        self.block_table: list[int] = []
-        self.prefix_keys: list[Any] = []
-        self.prefix_match: Any = None
-        self.num_computed_tokens = 0
-        self.num_in_flight = 0
-        self.num_cached_tokens = -1
-        self.num_preemptions = 0
-        self.slot = -1
-        self.logprobs: list[dict[int, Logprob]] = []
-        self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-        if params.prompt_logprobs is not None:
-            self.prompt_logprobs = [None] * min(max(1, params.prompt_logprobs_start), self.num_prompt_tokens)
-        self.constraint: Constraint | None = None
-        self.needs_values = False
-        self.samples_all = params.logprobs is not None
-        self.finish_reason: str | None = None
-        self.stop_reason: str | int | None = None
-        self.arrival_time = arrival_time
-        self.first_token_time: float | None = None
+        self.samples_all = self.params.logprobs is not None
+        if self.params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None] * min(max(1, self.params.prompt_logprobs_start), self.num_prompt_tokens)
 
     def __repr__(self) -> str:
         return (

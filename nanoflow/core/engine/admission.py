@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
-
-import xxhash
+from dataclasses import dataclass
 
 from nanoflow.core.config.errors import RequestError, shown
+from nanoflow.core.config.integers import in_64_bits, nth_seed
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
 from nanoflow.core.data.messages import AddRequest
 from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.core.text.tokenizer import Tokenizer
-
-# Fields of `SamplingParams` that take any integer, and mean the same when cut to 64 bits.
-INTEGERS = ("top_k", "logprobs", "prompt_logprobs", "prompt_logprobs_start", "truncate_prompt_tokens", "priority")
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Admission:
         max_tokens = self.check(prompt_token_ids, params)
         seeds = None if params.seed is None else [nth_seed(params.seed, index) for index in range(params.n)]
         token_ids = list(self._truncated(prompt_token_ids, params))
-        return AddRequest(request_id, token_ids, _in_64_bits(params), max_tokens, seeds, prompt, output_kind)
+        return AddRequest(request_id, token_ids, in_64_bits(params), max_tokens, seeds, prompt, output_kind)
 
     def check(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
         """The most tokens that the request may generate.
@@ -80,7 +75,8 @@ class Admission:
                 f"min_tokens must be at most {max_tokens}, which is what max_model_len ({self.max_model_len}) leaves "
                 f"for the output of a prompt of {length} tokens, got {shown(params.min_tokens)}."
             )
-        self.processors.check(params)
+        if self.processors.may_use(params):
+            self.processors.check(params)
         # The last token is sampled and never computed, so it needs no place in the cache.
         needed = length + max_tokens - 1
         if -(-needed // self.block_size) > self.num_blocks:
@@ -110,24 +106,3 @@ class Admission:
                 raise RequestError(
                     f"Token id {shown(token_id)} is not in the vocabulary; ids go from 0 to {self.vocab_size - 1}."
                 )
-
-
-def nth_seed(seed: int, index: int) -> int:
-    """The signed 64-bit seed of a request's completion: the first one's is the request's own."""
-    if index > 0:
-        seed = xxhash.xxh3_64_intdigest(f"{seed}/{index}".encode())
-    return (seed + 2**63) % 2**64 - 2**63
-
-
-def _in_64_bits(params: SamplingParams) -> SamplingParams:
-    """The same parameters with no integer of more than 64 bits."""
-    changes: dict[str, Any] = {}
-    for name in INTEGERS:
-        value = getattr(params, name)
-        if value is not None and not -(2**63) <= value < 2**63:
-            changes[name] = max(-(2**63), min(value, 2**63 - 1))
-    if params.seed is not None and not -(2**63) <= params.seed < 2**63:
-        changes["seed"] = nth_seed(params.seed, 0)
-    if params.max_tokens is not None and params.max_tokens >= 2**63:
-        changes["max_tokens"] = None
-    return replace(params, **changes) if changes else params

@@ -22,6 +22,7 @@ from nanoflow.core.execution.local_executor import LocalExecutor
 from nanoflow.core.execution.model_runner import ModelRunner
 from nanoflow.core.execution.plan import Plan, make_plan
 from nanoflow.core.execution.rank_executor import RankExecutor, worker_loop
+from nanoflow.core.execution.reference_executor import ReferenceExecutor
 from nanoflow.core.loading.generation_config import eos_token_ids, sampling_params
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.text.tokenizer import Tokenizer
@@ -94,9 +95,15 @@ def _build_engine(
     make_processors = processors_maker(registry, plan, tokenizer, eos_token_ids_below)
     runner, names = _build_runner(config, registry, plan, rank_group, make_processors)
     processors = make_processors(runner.model.vocab_size, runner.max_num_seqs, runner.ops)
-    executor: Executor = LocalExecutor(runner, processors)
+    on_cpu = runner.device.type == "cpu"
+    async_scheduling = options.accelerate and not on_cpu if options.overlap is None else options.overlap
+    executor: Executor
     if isinstance(rank_group, Driver):
         executor = RankExecutor(runner, processors, rank_group)
+    elif options.accelerate or async_scheduling:
+        executor = LocalExecutor(runner, processors)
+    else:
+        executor = ReferenceExecutor(runner, processors)
     capabilities = executor.capabilities
     blocks_entry, blocks_options = registry.resolve("block_manager", config.plugins.get("block_manager"))
     block_manager = blocks_entry.build(
@@ -118,7 +125,6 @@ def _build_engine(
             clock, capabilities.num_kv_blocks, capabilities.block_size, limits.max_num_seqs, limits.budget
         ),
     )  # fmt: skip
-    async_scheduling = capabilities.device_type != "cpu" if options.overlap is None else options.overlap
     from_checkpoint = options.generation_config == "auto"
     engine = Engine(
         executor=executor,

@@ -7,11 +7,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 import xxhash
 
 from nanoflow.core.config.errors import NanoflowError, RequestError, one_line
+from nanoflow.core.config.integers import nth_seed
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
 from nanoflow.core.contracts.block_manager import BlockManager
 from nanoflow.core.contracts.executor import Executor, PendingStep
@@ -20,17 +20,16 @@ from nanoflow.core.contracts.scheduler import Scheduler
 from nanoflow.core.data.batch import Batch
 from nanoflow.core.data.messages import AbortRequest, AddRequest, Refusal, Update
 from nanoflow.core.data.outputs import EngineStats, RequestOutput
-from nanoflow.core.data.reasons import WaitCause, WaitReason
-from nanoflow.core.data.sequence import Constraint, Sequence
-from nanoflow.core.engine.admission import Admission, nth_seed
+from nanoflow.core.data.sequence import Sequence
+from nanoflow.core.engine.admission import Admission
 from nanoflow.core.engine.observers import Observers
 from nanoflow.core.engine.output_processor import OutputProcessor
+from nanoflow.core.engine.preparation import Preparation
 from nanoflow.core.engine.request import Request, make_sequences
 from nanoflow.core.engine.stop_checker import StopChecker
 from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.core.text.tokenizer import Tokenizer
 
-LONGEST_WAIT = 0.05  # seconds that a step waits for what is prepared, such as a grammar, if there is nothing else to do
 logger = logging.getLogger("nanoflow")
 
 
@@ -85,8 +84,7 @@ class Engine:
         self.observers = Observers.watching(observers, block_manager)
         self.stop_checker = StopChecker(tokenizer)
         self.output_processor = OutputProcessor(tokenizer)
-        # The scheduler doesn't know these yet: logits processors prepare something for them.
-        self.preparing: dict[str, tuple[Sequence, list[tuple[str, Future[Constraint | None]]]]] = {}
+        self.preparing = Preparation(processors)
         self.requests: dict[str, Request] = {}
         self.owners: dict[str, tuple[Request, int]] = {}
         self.incremental: set[str] = set()
@@ -147,7 +145,7 @@ class Engine:
         try:
             for index, sequence in enumerate(request.sequences):
                 self.owners[sequence.request_id] = request, index
-                if begun := self.processors.prepare(sequence):
+                if self.processors.may_use(params) and (begun := self.processors.prepare(sequence)):
                     self.preparing[sequence.request_id] = sequence, begun
                 else:
                     self.scheduler.add(sequence)
@@ -155,7 +153,8 @@ class Engine:
             self._withdraw(request)
             raise
         for sequence in request.sequences:
-            self.stop_checker.add(sequence)
+            if params.stop:
+                self.stop_checker.add(sequence)
             if self.observers is not None:
                 self.observers.tell("on_add", sequence)
         if request.streams or params.stop:
@@ -196,8 +195,7 @@ class Engine:
         for sequence in request.sequences if request else ():
             if sequence.request_id in self.owners:
                 if sequence.request_id in self.preparing:
-                    for _, future in self.preparing.pop(sequence.request_id)[1]:
-                        future.cancel()
+                    self.preparing.cancel(sequence.request_id)
                 else:
                     known = self.scheduler.abort(sequence.request_id)
                     known_or_failed = known is sequence or self.failure is not None
@@ -247,7 +245,8 @@ class Engine:
     def _submit(self, batch: Batch) -> None:
         """Start the step of a batch."""
         if self.observers is not None:
-            self.observers.scheduled(batch, self._wait_reasons())
+            reasons = (self.scheduler.wait_reason(), self.preparing.wait_reason() if self.preparing else None)
+            self.observers.scheduled(batch, [reason for reason in reasons if reason is not None])
         self.in_flight.append((batch, self.executor.submit(batch)))
         num_decodes = batch.num_decodes
         self._stats.num_steps += 1
@@ -304,7 +303,8 @@ class Engine:
     def _update(self, sequence: Sequence, first: int, now: float) -> Update:
         """What its caller shall know of a sequence's tokens from `first` on, and whether it has ended."""
         request, index = self.owners[sequence.request_id]
-        return request.update(index, first, self.stop_checker.delta(sequence), now)
+        text = self.stop_checker.delta(sequence) if sequence.params.stop else None
+        return request.update(index, first, text, now)
 
     def _token_text(self, token_id: int) -> str | None:
         return self.tokenizer.token_text(token_id) if self.tokenizer else None
@@ -313,7 +313,8 @@ class Engine:
         """Forget a sequence that ended."""
         self.executor.release(sequence)
         self.incremental.discard(sequence.request_id)
-        self.stop_checker.forget(sequence)
+        if sequence.params.stop:
+            self.stop_checker.forget(sequence)
         request, _ = self.owners.pop(sequence.request_id)
         request.num_unfinished -= 1
         if request.num_unfinished == 0:
@@ -322,32 +323,16 @@ class Engine:
             self.observers.tell("on_finish", sequence)
 
     def _take_prepared(self) -> list[Update]:
-        """Hand sequences for which all is prepared to the scheduler, and end those for which that failed.
-
-        Waits, but not long, only if there is nothing else to do.
-        """
-        if len(self.preparing) == len(self.owners) and not self.in_flight:
-            futures = [future for _, begun in self.preparing.values() for _, future in begun]
-            wait([future for future in futures if not future.done()], LONGEST_WAIT, FIRST_COMPLETED)
+        """Hand sequences for which all is prepared to the scheduler, and end those for which that failed."""
         ended = []
-        for request_id, (sequence, begun) in list(self.preparing.items()):
-            if not all(future.done() for _, future in begun):
-                continue
-            del self.preparing[request_id]
-            if self.processors.finish_preparing(sequence, begun):
+        idle = len(self.preparing) == len(self.owners) and not self.in_flight
+        for sequence in self.preparing.take(may_wait=idle):
+            if not sequence.is_finished:
                 self.scheduler.add(sequence)
             else:
                 ended.append(self._update(sequence, len(sequence.token_ids), self.clock()))
                 self._end(sequence)
         return ended
-
-    def _wait_reasons(self) -> list[WaitReason]:
-        """Why sequences wait; asked only if there is an observer."""
-        reasons = [reason] if (reason := self.scheduler.wait_reason()) else []
-        if self.preparing:
-            first, num_behind = next(iter(self.preparing)), len(self.preparing) - 1
-            reasons.append(WaitReason(WaitCause.NOT_READY, first, num_behind=num_behind))
-        return reasons
 
     def close(self) -> None:
         """End the other ranks, if there are any. The engine can't run any more; may be called again."""

@@ -8,7 +8,8 @@ import torch
 
 from nanoflow.core.config.engine_config import Config, EngineConfig, PluginChoice, SchedulerConfig
 from nanoflow.core.config.errors import ConfigError
-from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.contracts.logits_processor import LogitsProcessorContext
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.contracts.operations import OperationsContext

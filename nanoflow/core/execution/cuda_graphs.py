@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from nanoflow.core.data.batch import AttentionInput
+from nanoflow.core.data.attention_input import AttentionInput
 from nanoflow.core.execution.pinned_io import PinnedIO
 from nanoflow.core.execution.slot_state import SlotState
 from nanoflow.core.execution.step_buffer import StepBuffer, StepInput

@@ -9,7 +9,7 @@ import torch
 
 from nanoflow.core.contracts.attention import AttentionBackend
 from nanoflow.core.contracts.model import ModelArch
-from nanoflow.core.data.batch import AttentionInput
+from nanoflow.core.data.attention_input import AttentionInput
 from nanoflow.core.data.transfer import to_device
 from nanoflow.core.distributed.rank_group import RankGroup
 from nanoflow.core.execution.cuda_graphs import Capture, CudaGraphs

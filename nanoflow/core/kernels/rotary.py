@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoflow.core.data.batch import Projection
+from nanoflow.core.data.attention_input import Projection
 from nanoflow.core.kernels.pdl import pdl_launch, pdl_options, pdl_wait
 
 

@@ -14,7 +14,7 @@ from nanoflow.core.data.parallel import SINGLE_RANK, ParallelContext
 from nanoflow.core.kernels.filters import thresholds
 from nanoflow.core.kernels.pdl import pdl_launch_then_wait, pdl_options
 from nanoflow.core.kernels.temperature import scaled
-from nanoflow.core.ops.sampling import Filters
+from nanoflow.core.ops.filters import Filters
 
 
 def sample(

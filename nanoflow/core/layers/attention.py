@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nanoflow.core.contracts.attention import AttentionBackend
-from nanoflow.core.data.batch import Projection
+from nanoflow.core.data.attention_input import Projection
 from nanoflow.core.layers.norm import RMSNorm
 from nanoflow.core.ops import Ops
 from nanoflow.core.ops.attention import Rotation

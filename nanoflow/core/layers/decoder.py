@@ -22,13 +22,14 @@ from nanoflow.core.layers.activation import require_silu
 from nanoflow.core.layers.attention import attend
 from nanoflow.core.layers.decoder_config import completed
 from nanoflow.core.layers.embedding import Embedding
-from nanoflow.core.layers.linear import GatedLinear, QKVLinear, RowParallelLinear
 from nanoflow.core.layers.norm import RMSNorm
+from nanoflow.core.layers.parallel_linear import GatedLinear, QKVLinear, RowParallelLinear
 from nanoflow.core.layers.rotary import RotaryEmbedding
+from nanoflow.core.layers.weighted import Weighted
 from nanoflow.core.ops.attention import Rotation
 
 
-class Attention(nn.Module):
+class Attention(Weighted):
     """Grouped-query attention: fused QKV projection, rotation, attention, output projection.
 
     Args:
@@ -59,14 +60,8 @@ class Attention(nn.Module):
         out = attend(self.ops, qkv, self.q_norm, self.k_norm, rotation, attention, self.layer)
         return self.o_proj.linear_residual(out.flatten(-2), residual)
 
-    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
-        found = self.qkv_proj.weights(prefix) | self.o_proj.weights(prefix)
-        for name, norm in (("q_norm.", self.q_norm), ("k_norm.", self.k_norm)):
-            found |= {} if norm is None else norm.weights(prefix + name)
-        return found
 
-
-class FeedForward(nn.Module):
+class FeedForward(Weighted):
     """down(silu(gate(x)) * up(x)), with gate and up in one GEMM (SwiGLU; Shazeer, 2020).
 
     Raises:
@@ -86,11 +81,8 @@ class FeedForward(nn.Module):
         gated, residual = self.gate_up_proj.norm_linear(norm, x, residual)
         return self.down_proj.linear_residual(gated, residual)
 
-    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
-        return self.gate_up_proj.weights(prefix) | self.down_proj.weights(prefix)
 
-
-class DecoderLayer(nn.Module):
+class DecoderLayer(Weighted):
     """Attention, then feed-forward, a norm before each of them.
 
     Args:
@@ -116,14 +108,6 @@ class DecoderLayer(nn.Module):
     ) -> tuple[torch.Tensor | RankPartials | None, torch.Tensor]:  # fmt: skip
         x, residual = self.self_attn(self.input_layernorm, x, residual, rotation, attention)
         return self.mlp(self.post_attention_layernorm, x, residual)
-
-    def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
-        return (
-            self.self_attn.weights(prefix + "self_attn.")
-            | self.mlp.weights(prefix + "mlp.")
-            | self.input_layernorm.weights(prefix + "input_layernorm.")
-            | self.post_attention_layernorm.weights(prefix + "post_attention_layernorm.")
-        )
 
 
 def hidden_norm(context: ModelContext) -> RMSNorm:

@@ -29,6 +29,8 @@ class Embedding(nn.Module):
 
     def partials(self, input_ids_T: torch.Tensor) -> tuple[RankPartials | None, torch.Tensor]:
         """As `forward`, or ranks' parts of it and the residual, 0, that they are added to; both for `RMSNorm.add`."""
+        if self.parallel.size == 1:
+            return None, self._part(input_ids_T)
         x = self.parallel.partials(self._part(input_ids_T), self.weight.dtype)
         return (x, torch.zeros_like(x.part)) if isinstance(x, RankPartials) else (None, x)
 

@@ -35,13 +35,3 @@ class RMSNorm(nn.Module):
     def weights(self, prefix: str) -> dict[str, torch.Tensor | Shard | None]:
         """The checkpoint tensor `prefix` + "weight"."""
         return {f"{prefix}weight": self.weight}
-
-
-def add_partials(x: torch.Tensor | RankPartials | None, residual: torch.Tensor) -> torch.Tensor:
-    """Residual addition, x + residual [T, D], for norms of other kinds: x is all that `RMSNorm.add` takes."""
-    if x is None:
-        return residual
-    if isinstance(x, RankPartials):
-        part = x.part if x.part.dim() == 2 else x.part.sum(0)
-        return x.group.all_reduce(part.to(residual.dtype).contiguous()) + residual
-    return (x if x.dim() == 2 else x.sum(0).to(residual.dtype)) + residual

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import torch
 
-from nanoflow.core.data.batch import Projection
+from nanoflow.core.data.attention_input import Projection
 from nanoflow.core.ops.norm import rms_norm
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanoflow.core.config.engine_config import Choice, PluginChoice, SchedulerConfig
-from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
 from nanoflow.core.contracts.logits_processor import LogitsProcessor, LogitsProcessorContext
 from nanoflow.core.contracts.model import ModelArch, ModelContext

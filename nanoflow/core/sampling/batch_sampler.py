@@ -8,7 +8,7 @@ import torch
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.data.transfer import to_device
 from nanoflow.core.ops import Ops
-from nanoflow.core.ops.sampling import Filters
+from nanoflow.core.ops.filters import Filters
 from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.core.sampling.logprobs import Span, TopLogprobs, num_candidates, top_logprobs
 from nanoflow.core.sampling.sampling_input import SamplingInput

@@ -1,4 +1,4 @@
-"""All logits processors of an engine: which request uses which, and what becomes of requests where one fails."""
+"""The logits processors of an engine, from a request to its slot, and what becomes of requests where one fails."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import torch
 from nanoflow.core.config.errors import RequestError, one_line
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.contracts.logits_processor import LogitsProcessor, LogitsRows
-from nanoflow.core.data.sequence import Constraint, Sequence
+from nanoflow.core.data.constraint import Constraint
+from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.data.transfer import to_device
+from nanoflow.core.sampling.processor_choice import ProcessorChoice
 
 
 class ProcessorFailed(Exception):
@@ -29,12 +31,11 @@ class ProcessorFailed(Exception):
         self.index, self.error = index, error
 
 
-class LogitsProcessors:
+class LogitsProcessors(ProcessorChoice):
     """The logits processors of P plugins, for R slots.
 
     Args:
-        by_name: in the order in which they apply. A name that is not among them is looked up all the same, so that the
-            mapping's own error says why it can't be had.
+        by_name: as in `ProcessorChoice`.
         num_slots: R.
 
     Attributes:
@@ -42,17 +43,12 @@ class LogitsProcessors:
     """
 
     def __init__(self, by_name: Mapping[str, LogitsProcessor], num_slots: int) -> None:
-        self.by_name = by_name
-        for name, processor in by_name.items():
-            processor.name = name
-        self.processors = list(by_name.values())
+        super().__init__(by_name)
         self.used_PR = np.zeros((len(self.processors), num_slots), bool)
         self.used = np.zeros(num_slots, bool)
         self.observes = [type(p).observe is not LogitsProcessor.observe for p in self.processors]
         self.sequences: list[Any] = [None] * num_slots  # that of each slot; None where it is nobody's
         self.failures: list[tuple[Sequence, str]] = []
-
-    # ---- a request, before it has a slot
 
     def check(self, params: SamplingParams) -> None:
         """See whether a request can be served; from any thread.
@@ -71,7 +67,7 @@ class LogitsProcessors:
 
     def prepare(self, sequence: Sequence) -> list[tuple[str, Future[Constraint | None]]]:
         """Tell a new sequence what its processors need, and begin what they prepare: names and futures."""
-        begun = []
+        begun: list[tuple[str, Future[Constraint | None]]] = []
         for processor in self.processors:
             if processor.uses(sequence.params):
                 sequence.needs_values |= processor.needs_values
@@ -92,8 +88,6 @@ class LogitsProcessors:
                 sequence.finish("error", _sentence(name, error))
                 return False
         return True
-
-    # ---- slots
 
     def assign(self, slot: int, sequence: Sequence) -> None:
         """The slot is this sequence's from now on."""

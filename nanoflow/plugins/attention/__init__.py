@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.registry.component import Component, NoOptions
 from nanoflow.core.registry.hookspecs import hookimpl
 from nanoflow.plugins.attention.options import FlashConfig, flash_missing, interpreted, triton_missing

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from nanoflow.core.contracts.attention import AttentionContext
-from nanoflow.core.data.batch import AttentionInput
+from nanoflow.core.contracts.attention_context import AttentionContext
+from nanoflow.core.data.attention_input import AttentionInput
 from nanoflow.core.registry.component import NoOptions
 from nanoflow.plugins.attention.flash.backend import FlashCalls
 from nanoflow.plugins.attention.flash.versions import Rows

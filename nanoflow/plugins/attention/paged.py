@@ -6,8 +6,9 @@ from abc import abstractmethod
 
 import torch
 
-from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
-from nanoflow.core.data.batch import AttentionInput
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.attention_context import AttentionContext
+from nanoflow.core.data.attention_input import AttentionInput
 
 
 class PagedAttention(AttentionBackend):

@@ -41,6 +41,8 @@ class WordTokenizer:
 class BadWords(LogitsProcessor):
     """Masks what would complete a word of several tokens. Words of one token are biases, which cost nothing a step."""
 
+    fields = ("bad_words",)
+
     def __init__(self, context: LogitsProcessorContext) -> None:
         self.tokenizer, self.device = context.tokenizer, context.device
         self.word_token_ids = WordTokenizer(context)

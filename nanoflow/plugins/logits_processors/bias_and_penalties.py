@@ -29,6 +29,9 @@ class BiasAndPenalties(LogitsProcessor):
         counts_RV: int32; as by `IN_PROMPT` and `GENERATED`. None until a request has a penalty.
     """
 
+    fields = (
+        "logit_bias", "allowed_token_ids", "bad_words", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    )  # fmt: skip
     in_place = False  # converts to float32 in the same pass
 
     def __init__(self, context: LogitsProcessorContext) -> None:

@@ -9,7 +9,8 @@ import torch
 
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.contracts.logits_processor import LogitsProcessor, LogitsProcessorContext, LogitsRows
-from nanoflow.core.data.sequence import Constraint, Sequence
+from nanoflow.core.data.constraint import Constraint
+from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.data.transfer import to_device
 from nanoflow.core.sampling.logits import mask_bits
 from nanoflow.plugins.logits_processors.grammar_compiler import GrammarCompiler
@@ -20,6 +21,7 @@ class GrammarProcessor(LogitsProcessor):
     """Masks what the grammar does not allow next. How far an output got in it stays with the sequence, as its
     constraint: tokens are accepted also while the sequence has no slot."""
 
+    fields = ("structured_outputs",)
     needs_values = True
 
     def __init__(self, context: LogitsProcessorContext) -> None:

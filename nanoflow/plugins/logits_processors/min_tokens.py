@@ -15,6 +15,8 @@ from nanoflow.core.sampling.logits import ALWAYS, mask_tokens
 class MinTokens(LogitsProcessor):
     """Masks stop tokens at first. Where there is a grammar, that sees to it, and yields where nothing else is left."""
 
+    fields = ("min_tokens",)
+
     def __init__(self, context: LogitsProcessorContext) -> None:
         self.device = context.device
         self.min_len = np.zeros(context.num_slots, np.int64)  # prompt included

@@ -15,7 +15,9 @@ from nanoflow.core.registry.roles import ROLES as TABLE
 
 HOOKS = hookspecs(TABLE)
 CLASSES = {
-    name: value for module in (component, *(inspect.getmodule(role.product) for role in TABLE.values()))
+    name: value for module in (
+        component, *(inspect.getmodule(item) for role in TABLE.values() for item in (role.product, role.context)),
+    )
     for name, value in vars(module).items()
     if inspect.isclass(value) and value.__module__ == module.__name__ and not name.startswith("_")
 }  # fmt: skip

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from nanoflow.core.config.engine_config import PluginChoice
-from nanoflow.core.contracts.attention import AttentionContext
+from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.contracts.model import ModelContext
-from nanoflow.core.data.batch import AttentionInput
+from nanoflow.core.data.attention_input import AttentionInput
 from nanoflow.core.data.parallel import ParallelContext, Shard
 from nanoflow.core.loading import read_config, safetensors
 from nanoflow.core.registry.registry import Registry

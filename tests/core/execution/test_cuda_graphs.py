@@ -17,7 +17,7 @@ import torch
 from nanoflow import SamplingParams
 from nanoflow.core.api.options import config_from_options
 from nanoflow.core.config.engine_config import Config
-from nanoflow.core.data.batch import AttentionInput
+from nanoflow.core.data.attention_input import AttentionInput
 from nanoflow.core.data.parallel import ParallelContext
 from nanoflow.core.distributed.rank_group import Driver, RankGroup
 from nanoflow.core.engine import build

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from nanoflow.core.data.batch import Projection
+from nanoflow.core.data.attention_input import Projection
 from nanoflow.core.data.parallel import Group, ParallelContext
 from nanoflow.core.execution.pinned_io import PinnedIO
 from nanoflow.core.execution.step_buffer import StepBuffer
@@ -29,8 +29,9 @@ from nanoflow.core.kernels.logits import adjust_logits
 from nanoflow.core.ops import Ops
 from nanoflow.core.ops.attention import apply_rotary
 from nanoflow.core.ops.experts import mix_chosen, route
+from nanoflow.core.ops.filters import Filters, keep_likely, keep_top
 from nanoflow.core.ops.linear import linear
-from nanoflow.core.ops.sampling import Filters, gumbel_noise, keep_likely, keep_top
+from nanoflow.core.ops.sampling import gumbel_noise
 
 PLAIN = Ops()
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}

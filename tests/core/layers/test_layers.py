@@ -9,7 +9,8 @@ from nanoflow.core.contracts.attention import AttentionBackend
 from nanoflow.core.contracts.model import ModelContext
 from nanoflow.core.layers import GatedLinear, Linear, RMSNorm, Rotation, attend
 from nanoflow.core.ops import Ops
-from nanoflow.core.ops.sampling import Filters, gumbel_noise, keep_likely, keep_top, sample
+from nanoflow.core.ops.filters import Filters, keep_likely, keep_top
+from nanoflow.core.ops.sampling import gumbel_noise, sample
 
 CONTEXT = ModelContext({}, torch.float32, torch.device("cpu"), 32)
 SIZE, HEAD_DIM, BLOCK_SIZE = 24, 8, 4

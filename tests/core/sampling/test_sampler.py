@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from nanoflow import LLM, SamplingParams
 from nanoflow.core.data.parallel import ParallelContext
-from nanoflow.core.ops.sampling import Filters, gumbel_noise, keep_likely, keep_top, sample
+from nanoflow.core.ops.filters import Filters, keep_likely, keep_top
+from nanoflow.core.ops.sampling import gumbel_noise, sample
 from nanoflow.testing.ranks import on_ranks
 from tests.core.checkpoints import Oracle
 from tests.core.running import greedy, is_mixed, recorded, tokens

@@ -10,7 +10,7 @@ from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.contracts.block_manager import BlockManagerContext
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.registry.component import NoOptions
-from nanoflow.plugins.block_managers import prefix
+from nanoflow.plugins.block_managers import prefix_cache
 from nanoflow.plugins.block_managers.prefix import PrefixBlockManager
 
 
@@ -68,7 +68,7 @@ def test_a_child_is_not_found_once_its_parent_was_evicted_and_came_back_differen
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With every digest equal, only the comparison of tokens and parents tells prompts apart."""
-    monkeypatch.setattr(prefix, "xxhash", SimpleNamespace(xxh3_64_intdigest=lambda data: 1))
+    monkeypatch.setattr(prefix_cache, "xxhash", SimpleNamespace(xxh3_64_intdigest=lambda data: 1))
     blocks = manager()
     run(blocks, sequence(1, 2, 3, 4))
     for tokens in ([1, 2, 3, 4], [3, 4], [1, 2], [3, 4, 1, 2], [3, 4, 3, 4]):

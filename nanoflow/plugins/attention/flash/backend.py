@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from nanoflow.core.contracts.attention import AttentionContext
-from nanoflow.core.data.batch import AttentionInput
+from nanoflow.core.contracts.attention_context import AttentionContext
+from nanoflow.core.data.attention_input import AttentionInput
 from nanoflow.plugins.attention.flash.versions import FlashVersion, Rows, choose
 from nanoflow.plugins.attention.options import FlashConfig
 from nanoflow.plugins.attention.paged import PagedAttention

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nanoflow.core.contracts.attention import AttentionBackend, AttentionContext
-from nanoflow.core.data.batch import AttentionInput
+from nanoflow.core.contracts.attention import AttentionBackend
+from nanoflow.core.contracts.attention_context import AttentionContext
+from nanoflow.core.data.attention_input import AttentionInput
 from nanoflow.core.registry.component import NoOptions
 
 # A gathered tensor of more bytes falls out of a CPU's caches, and its memory is mapped afresh at every call.
@@ -45,6 +46,7 @@ class TorchAttention(AttentionBackend):
 
     def __init__(self, config: NoOptions, context: AttentionContext) -> None:
         self.context = context
+        self.windows = context.windows or (None,) * context.num_layers
         self.heads_per_kv_head = context.num_heads // context.num_kv_heads  # R, query heads of a KV head
         bytes_per_token = context.num_kv_heads * context.head_dim * context.dtype.itemsize
         self.max_tokens = GROUP_BYTES // bytes_per_token
@@ -107,7 +109,7 @@ class TorchAttention(AttentionBackend):
         num_queries = query.shape[1]
         query = query.permute(0, 2, 3, 1, 4).reshape(group.size, c.num_kv_heads, R * num_queries, c.head_dim)
         key, value = (self._gather(cache[layer], group) for cache in (self.keys, self.values))
-        bias_G1QL = group.biases[c.window(layer)]
+        bias_G1QL = group.biases[self.windows[layer]]
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias_G1QL, scale=c.scale)
         out = out.view(group.size, c.num_kv_heads, R, num_queries, c.head_dim).permute(0, 3, 1, 2, 4)
         return out.reshape(-1, c.num_heads, c.head_dim)
@@ -129,7 +131,7 @@ class TorchAttention(AttentionBackend):
             size=len(rows_G),
             context_len=context_len,
             blocks_GB=inputs.block_tables_SB[torch.from_numpy(rows_G).to(c.device), :num_blocks].flatten(),
-            biases={window: self._bias(num_queries, context_lens, window) for window in self.context.distinct_windows},
+            biases={window: self._bias(num_queries, context_lens, window) for window in set(self.windows)},
         )
 
     def _bias(self, num_queries: int, context_lens_G: np.ndarray, window: int | None) -> torch.Tensor | None:

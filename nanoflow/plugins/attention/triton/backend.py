@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from nanoflow.core.contracts.attention import AttentionContext
-from nanoflow.core.data.batch import AttentionInput, Projection
+from nanoflow.core.contracts.attention_context import AttentionContext
+from nanoflow.core.data.attention_input import AttentionInput, Projection
 from nanoflow.core.kernels.memory import empty_rows
 from nanoflow.core.registry.component import NoOptions
 from nanoflow.plugins.attention.paged import PagedAttention

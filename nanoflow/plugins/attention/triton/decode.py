@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import triton
 
-from nanoflow.core.contracts.attention import AttentionContext
-from nanoflow.core.data.batch import AttentionInput, Projection
+from nanoflow.core.contracts.attention_context import AttentionContext
+from nanoflow.core.data.attention_input import AttentionInput, Projection
 from nanoflow.core.kernels.pdl import pdl_options
 from nanoflow.plugins.attention.triton.decode_kernel import decode_kernel, share_kernel
 from nanoflow.plugins.attention.triton.settings import DecodeSettings

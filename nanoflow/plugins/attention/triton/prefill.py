@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from nanoflow.core.contracts.attention import AttentionContext
-from nanoflow.core.data.batch import AttentionInput
+from nanoflow.core.contracts.attention_context import AttentionContext
+from nanoflow.core.data.attention_input import AttentionInput
 from nanoflow.plugins.attention.triton.settings import PrefillSettings
 from nanoflow.plugins.attention.triton.tiles import HIDDEN, LOG2_E, block_ids, tiles_before_window
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from nanoflow.core.contracts.attention import AttentionContext
+from nanoflow.core.contracts.attention_context import AttentionContext
 
 Settings = TypeVar("Settings", "DecodeSettings", "PrefillSettings")
 
