@@ -173,10 +173,10 @@ def _allocate(attention: AttentionBackend, num_blocks: int) -> None:
 
 
 def pick_attention(config: Config) -> PluginChoice | None:
-    """Which attention backend: what the config says, but with `engine.accelerate=false` `auto` is plain PyTorch."""
+    """Which attention backend: what the config says, but with `engine.accelerate=false` `auto` is PyTorch's reference."""
     choice = config.plugins.get("attention")
     is_auto = choice in (None, PluginChoice("auto"))
-    return PluginChoice("torch") if is_auto and not config.engine.accelerate else choice
+    return PluginChoice("torch", {"group": False}) if is_auto and not config.engine.accelerate else choice
 
 
 def graphs_to_capture(

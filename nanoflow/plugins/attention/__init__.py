@@ -6,7 +6,7 @@ from nanoflow.core.contracts.attention import AttentionBackend
 from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.registry.component import Component, NoOptions
 from nanoflow.core.registry.hookspecs import hookimpl
-from nanoflow.plugins.attention.options import FlashConfig, flash_missing, interpreted, triton_missing
+from nanoflow.plugins.attention.options import FlashConfig, TorchConfig, flash_missing, interpreted, triton_missing
 
 
 @hookimpl
@@ -22,14 +22,15 @@ def nanoflow_attention_backends() -> list[Component]:
         Component(
             "flash", build=_flash, config=FlashConfig, available=flash_missing, supports=_flash_supports, priority=10
         ),
-        Component("torch", build=_torch),
+        Component("torch", build=_torch, config=TorchConfig),
     ]
 
 
-def _torch(config: NoOptions, context: AttentionContext) -> AttentionBackend:
+def _torch(config: TorchConfig, context: AttentionContext) -> AttentionBackend:
     from nanoflow.plugins.attention.torch.backend import TorchAttention
+    from nanoflow.plugins.attention.torch.reference import ReferenceAttention
 
-    return TorchAttention(config, context)
+    return TorchAttention(config, context) if config.group else ReferenceAttention(config, context)
 
 
 def _triton(config: NoOptions, context: AttentionContext) -> AttentionBackend:

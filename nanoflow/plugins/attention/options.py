@@ -15,6 +15,16 @@ INSTALL_FLASH = "install FlashAttention-3 (module flash_attn_interface) or flash
 
 
 @dataclass(frozen=True)
+class TorchConfig:
+    """Options of `attention=torch`."""
+
+    group: bool = option(True, "attend to sequences of similar lengths together; false: to one after the other")
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.group, bool), "group", self.group, "true or false")
+
+
+@dataclass(frozen=True)
 class FlashConfig:
     """Options of `attention=flash`."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,11 @@ from nanoflow.testing import AttentionBackendSuite
 
 class TestTorch(AttentionBackendSuite):
     component = "torch"
+
+
+class TestReference(AttentionBackendSuite):
+    component = "torch"
+    options: ClassVar[dict[str, Any]] = {"group": False}
 
 
 @given(

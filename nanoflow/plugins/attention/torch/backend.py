@@ -1,4 +1,4 @@
-"""Paged attention in plain PyTorch, for any device: the reference for every other backend, and the CPU's own.
+"""Paged attention in plain PyTorch, for any device: similar sequences together, which is the CPU's way.
 
 Sequences of one query length and similar context lengths are gathered from the cache into one padded batch and given
 to PyTorch's scaled-dot-product attention together.
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from nanoflow.core.contracts.attention import AttentionBackend
 from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.data.attention_input import AttentionInput
-from nanoflow.core.registry.component import NoOptions
+from nanoflow.plugins.attention.options import TorchConfig
+from nanoflow.plugins.attention.torch.reference import ReferenceAttention
 
 # A gathered tensor of more bytes falls out of a CPU's caches, and its memory is mapped afresh at every call.
 GROUP_BYTES = 2**20
@@ -41,35 +41,21 @@ class Group:
     biases: dict[int | None, torch.Tensor | None]
 
 
-class TorchAttention(AttentionBackend):
-    """The cache is one tensor a layer for keys and one for values, each [B, P, K, H]."""
+class TorchAttention(ReferenceAttention):
+    """As `ReferenceAttention`, with similar sequences together."""
 
-    def __init__(self, config: NoOptions, context: AttentionContext) -> None:
-        self.context = context
-        self.windows = context.windows or (None,) * context.num_layers
+    def __init__(self, config: TorchConfig, context: AttentionContext) -> None:
+        super().__init__(config, context)
         self.heads_per_kv_head = context.num_heads // context.num_kv_heads  # R, query heads of a KV head
         bytes_per_token = context.num_kv_heads * context.head_dim * context.dtype.itemsize
         self.max_tokens = GROUP_BYTES // bytes_per_token
-        self.slots_T: torch.Tensor
         self.groups: list[Group] = []
         self.sizes: list[int] = []  # tokens in each group
         self.order_T: torch.Tensor  # the batch's tokens, group by group
         self.places_T: torch.Tensor  # the inverse of that order
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-
-    @property
-    def bytes_per_block(self) -> int:
-        return self.context.bytes_per_block
-
-    def allocate(self, num_blocks: int) -> None:
-        c = self.context
-        shape = (num_blocks, c.block_size * c.num_kv_heads * c.head_dim)
-        self.keys = [_zeros(shape, c) for _ in range(c.num_layers)]
-        self.values = [_zeros(shape, c) for _ in range(c.num_layers)]
 
     def plan(self, inputs: AttentionInput) -> None:
-        self.slots_T = inputs.slot_mapping_T
+        super().plan(inputs)
         members = similar(inputs.query_lens, inputs.context_lens, self.max_tokens)
         self.groups = [self._group(inputs, rows_G) for rows_G in members]
         order_S = np.concatenate(members)
@@ -79,18 +65,6 @@ class TorchAttention(AttentionBackend):
         self.order_T = torch.from_numpy(tokens_T).to(self.context.device)
         self.places_T = torch.from_numpy(np.argsort(tokens_T)).to(self.context.device)
         self.sizes = [int(inputs.query_lens[rows_G].sum()) for rows_G in members]
-
-    @property
-    def slot_mapping_T(self) -> torch.Tensor:
-        return self.slots_T
-
-    def cache(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        shape = (-1, self.context.block_size, self.context.num_kv_heads, self.context.head_dim)
-        return self.keys[layer].view(shape), self.values[layer].view(shape)
-
-    def store(self, layer: int, key_TKH: torch.Tensor, value_TKH: torch.Tensor) -> None:
-        for cache, new in ((self.keys[layer], key_TKH), (self.values[layer], value_TKH)):
-            cache.view(-1, new.shape[1] * new.shape[2]).index_copy_(0, self.slots_T, new.flatten(1))
 
     def attend(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
         if len(self.groups) == 1 and self.groups[0].size == 1:
@@ -165,14 +139,3 @@ def similar(query_lens: np.ndarray, context_lens: np.ndarray, max_tokens: int) -
             first, padding = end, 0
     groups.append(order[first:])
     return groups
-
-
-def _zeros(shape: tuple[int, int], context: AttentionContext) -> torch.Tensor:
-    if context.device.type == "cpu":
-        # numpy's zeros take memory only once they are written to, so that a roomy cache costs a small run nothing.
-        return (
-            torch.from_numpy(np.zeros(shape[0] * shape[1] * context.dtype.itemsize, np.uint8))
-            .view(context.dtype)
-            .view(shape)
-        )
-    return torch.zeros(shape, dtype=context.dtype, device=context.device)
