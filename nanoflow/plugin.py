@@ -37,7 +37,7 @@ _NAMED = {
     },
     "versioned": {
         "ContinuousScheduler": "nanoflow.core.contracts.continuous_scheduler",
-        "Place": "nanoflow.core.contracts.continuous_scheduler",
+        "Place": "nanoflow.core.contracts.waiting_line",
         "SchedulerConfig": "nanoflow.core.config.engine_config",
         "Sequence": "nanoflow.core.data.sequence",
         "Batch": "nanoflow.core.data.batch",

@@ -79,7 +79,7 @@ def serve(engine: Engine, arrivals: list[Arrival], clock: Clock) -> list[Served]
         RequestError: a request that can't be served; all are checked first.
     """
     for arrival in arrivals:
-        engine.check_request(arrival.prompt, arrival.params)
+        engine.admission.check(arrival.prompt, arrival.params)
     first_tokens: dict[int, float] = {}
     served: dict[int, Served] = {}
     next_one = 0

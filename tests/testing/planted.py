@@ -15,10 +15,11 @@ from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.contracts.attention import AttentionBackend
 from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.contracts.block_manager import BlockManager
-from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler, Place
+from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler
 from nanoflow.core.contracts.logits_processor import LogitsRows
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
+from nanoflow.core.contracts.waiting_line import Place
 from nanoflow.core.data.attention_input import AttentionInput
 from nanoflow.core.data.batch import Batch
 from nanoflow.core.data.parallel import Group

@@ -9,24 +9,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from nanoflow.core.config.engine_config import SchedulerConfig
-from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
+from nanoflow.core.contracts.scheduler import SchedulerContext
+from nanoflow.core.contracts.waiting_line import Place, WaitingLine
 from nanoflow.core.data.batch import Batch
-from nanoflow.core.data.reasons import PreemptCause, PreemptReason, WaitCause, WaitReason
+from nanoflow.core.data.reasons import PreemptCause, PreemptReason
 from nanoflow.core.data.sequence import Sequence
 
 
-class Place(NamedTuple):
-    """A sequence's place in line: by rank, then by arrival."""
-
-    rank: Any
-    number: int
-    sequence: Sequence
-
-
-class ContinuousScheduler(Scheduler):
+class ContinuousScheduler(WaitingLine):
     """Serves sequences in the order of their ranks; a scheduler derives from it and says what these are.
 
     Each step first gives every decoding sequence its token, then spends what is left of the budget on prefill chunks of
@@ -36,27 +29,16 @@ class ContinuousScheduler(Scheduler):
 
     Attributes:
         num_steps: calls of `schedule` so far; a clock that runs alike whatever the machine.
-        waiting, running: in order.
-        refused: the waiting sequence that found no blocks in the last call of `schedule`, and how many tokens it was to
-            have beside what the cache held.
-        budget_left: tokens that this call gave to nobody.
-        gave_way: whether it took blocks from running sequences.
     """
 
     def __init__(self, config: SchedulerConfig, context: SchedulerContext) -> None:
-        self.max_num_seqs = config.max_num_seqs
+        super().__init__(config.max_num_seqs, context.block_manager)
         self.max_num_batched_tokens = config.budget
-        self.blocks = context.block_manager
         self.num_steps = 0
         self.num_added = 0
         self.unfinished: dict[str, Place] = {}
-        self.waiting: list[Place] = []
-        self.running: list[Place] = []
         self.preempted: list[Sequence] = []  # since the last batch, and why
         self.preempt_reasons: list[PreemptReason] = []
-        self.refused: tuple[Sequence, int] | None = None
-        self.budget_left = 0
-        self.gave_way = False
 
     @abstractmethod
     def rank(self, sequence: Sequence) -> Any:
@@ -68,14 +50,6 @@ class ContinuousScheduler(Scheduler):
         Asked once a step, if there is room in the batch. The first that finds no blocks ends the admission.
         """
         return self.waiting[: self.max_num_seqs - len(self.running)]
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self.waiting)
-
-    @property
-    def num_running(self) -> int:
-        return len(self.running)
 
     def add(self, sequence: Sequence) -> None:
         place = Place(self.rank(sequence), self.num_added, sequence)
@@ -106,23 +80,6 @@ class ContinuousScheduler(Scheduler):
         batch.preempted, self.preempted = self.preempted, []
         batch.preempt_reasons, self.preempt_reasons = self.preempt_reasons, []
         return batch
-
-    def wait_reason(self) -> WaitReason | None:
-        if not self.waiting:
-            return None
-        first, num_behind = self.waiting[0].sequence.request_id, len(self.waiting) - 1
-        if self.gave_way:
-            return WaitReason(WaitCause.GAVE_WAY, first, num_behind=num_behind)
-        if self.refused is not None:
-            sequence, num_tokens = self.refused
-            needed = -(-(self.blocks.match(sequence) + num_tokens) // self.blocks.block_size)
-            free = self.blocks.num_free_blocks
-            return WaitReason(WaitCause.NO_BLOCKS, sequence.request_id, needed, free, num_behind)
-        if len(self.running) == self.max_num_seqs:
-            return WaitReason(WaitCause.MAX_NUM_SEQS, first, 1, 0, num_behind)
-        if self.budget_left == 0:
-            return WaitReason(WaitCause.NO_BUDGET, first, 1, 0, num_behind)
-        return WaitReason(WaitCause.BEHIND_OTHERS, first, num_behind=num_behind)
 
     def update(self, batch: Batch) -> list[Sequence]:
         finished = []

@@ -175,14 +175,6 @@ class Engine:
             if self.owners.pop(sequence.request_id, None) and not self.preparing.pop(sequence.request_id, None):
                 self.scheduler.abort(sequence.request_id)
 
-    def check_request(self, prompt_token_ids: list[int], params: SamplingParams) -> int:
-        """The most tokens that the request may generate.
-
-        Raises:
-            RequestError: it could never be served, with the numbers.
-        """
-        return self.admission.check(prompt_token_ids, params)
-
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now; returns what it has, or None if there is no such unfinished request."""
         outputs = self.output_processor.process(self.cancel(request_id))

@@ -173,7 +173,7 @@ def _allocate(attention: AttentionBackend, num_blocks: int) -> None:
 
 
 def pick_attention(config: Config) -> PluginChoice | None:
-    """Which attention backend: what the config says, but with `engine.accelerate=false` `auto` is PyTorch's reference."""
+    """Which attention backend: what the config says, but `auto` is the reference with `engine.accelerate=false`."""
     choice = config.plugins.get("attention")
     is_auto = choice in (None, PluginChoice("auto"))
     return PluginChoice("torch", {"group": False}) if is_auto and not config.engine.accelerate else choice

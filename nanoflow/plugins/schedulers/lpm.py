@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from nanoflow.core.config.engine_config import SchedulerConfig
 from nanoflow.core.config.fields import is_int, option, require
-from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler, Place
+from nanoflow.core.contracts.continuous_scheduler import ContinuousScheduler
 from nanoflow.core.contracts.scheduler import SchedulerContext
+from nanoflow.core.contracts.waiting_line import Place
 from nanoflow.core.data.sequence import Sequence
 
 

@@ -54,10 +54,8 @@ class ReferenceAttention(AttentionBackend):
     def attend(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
         queries = query_TNH.split(self.inputs.query_lens.tolist())
         lens = self.inputs.context_lens.tolist()
-        return torch.cat([self._attend_one(layer, *one) for one in zip(queries, lens, self._tables(), strict=True)])
-
-    def _tables(self) -> tuple[torch.Tensor, ...]:
-        return self.inputs.block_tables_SB.unbind()
+        ones = zip(queries, lens, self.inputs.block_tables_SB, strict=True)
+        return torch.cat([self._attend_one(layer, *one) for one in ones])
 
     def _attend_one(
         self, layer: int, query_QNH: torch.Tensor, context_len: int, blocks_B: torch.Tensor
