@@ -137,3 +137,15 @@ def test_links(name: str) -> None:
     """A link to a file of the repository leads to one."""
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8")):
         assert ((ROOT / name).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))])
+def test_paths_that_are_named_are_there(name: str) -> None:
+    """Files and folders of the package, in links or in code, with or without `nanoflow/` before them."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    rooms = "core|plugins|cli|testing|bench|workloads|integrations"
+    pattern = rf"(?<![\w/])(?:\.\./)?((?:nanoflow/)?(?:{rooms})/[\w/]*\w(?:\.py)?)"
+    named = {path for path in re.findall(pattern, text) if "ROLE" not in path}
+    for path in sorted(named):
+        inside = ROOT / "nanoflow" / path.removeprefix("nanoflow/")
+        assert inside.exists() or inside.with_suffix(".py").exists(), path
