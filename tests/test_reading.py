@@ -1,4 +1,4 @@
-"""docs/reading.md: the path of a request is as short as it says, goes through the files that it names, and prints what it shows."""
+"""docs/reading.md: the path is as short as it says, goes through the files that it names, and prints what it shows."""
 
 from __future__ import annotations
 
