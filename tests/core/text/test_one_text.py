@@ -18,11 +18,11 @@ from nanoflow.core.engine.stop_checker import StopChecker
 from nanoflow.core.text.detokenizer import REPLACEMENT, IncrementalDetokenizer
 from nanoflow.core.text.tokenizer import Tokenizer
 from tests.core.running import greedy
-from tests.core.scripted import byte_level, scripted_llm, sentencepiece_like, unigram
+from tests.core.scripted import byte_level, scripted_llm, sentencepiece_like, unigram, word_ends, word_pieces
 
 MAKERS = {
     "bytes": lambda: byte_level(False), "merges": byte_level, "llama 2": sentencepiece_like, "unigram": unigram,
-    "unigram with bytes": lambda: unigram(True),
+    "unigram with bytes": lambda: unigram(True), "word pieces": word_pieces, "word ends": word_ends,
 }  # fmt: skip
 KINDS = list(MAKERS)
 FALL_BACK = ["llama 2", "unigram with bytes"]
