@@ -1,100 +1,52 @@
-"""Chat templates, which are programs that a checkpoint brings: run in Jinja's sandbox, for so long and no longer."""
+"""Chat templates: from messages to the text that a checkpoint wants to read, by a program that it brings."""
 
 from __future__ import annotations
 
-import sys
-import threading
-import time
-from collections.abc import Callable
-from inspect import CO_GENERATOR
-from types import FrameType
 from typing import Any
 
-LONGEST_TEMPLATE = 2**20  # characters
-LONGEST_TEXT = 2**24  # characters that a template may write, or hold in a variable
-LONGEST_TIME = 5.0  # seconds that it may take for it
-PAUSE = 0.01  # seconds between two looks at a template's variables: memory for what is made meanwhile is there
-TEMPLATE_FILE = "<template>"  # what Jinja calls the code that it makes of one
+from nanoflow.core.config.errors import RequestError, shown
+from nanoflow.core.text.chat_messages import checked_messages, has_parts, with_parts, with_texts
+from nanoflow.core.text.template_limits import LONGEST_TEMPLATE, TemplateLimit, bounded
 
 
-class TemplateLimit(Exception):
-    """A template goes on for too long, or writes too much; the message says which."""
+def render(
+    hf: Any, messages: list[dict[str, Any]], *, tools: list[Any] | None, chat_template: str | None,
+    add_generation_prompt: bool, continue_final_message: bool, chat_template_kwargs: dict[str, Any] | None,
+) -> str:  # fmt: skip
+    """`Tokenizer.render_chat` of a Hugging Face tokenizer."""
+    if not (chat_template or hf.chat_template):
+        raise RequestError("The checkpoint has no chat template; use generate() with a prompt instead of chat().")
+    if add_generation_prompt and continue_final_message:
+        raise RequestError("continue_final_message needs add_generation_prompt=False; one of the two is the end.")
+    if not isinstance(chat_template_kwargs, dict | None):
+        raise RequestError(f"chat_template_kwargs must be a dict of variables, got {shown(chat_template_kwargs):.60}.")
+    variables = {"tools": tools, "chat_template": chat_template, **(chat_template_kwargs or {})}
+    messages = checked_messages(messages)
+    ends = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+    try:
+        if has_parts(messages):
+            messages = with_parts(messages) if _takes_parts_only(hf, variables) else with_texts(messages)
+        return _render(hf, messages, **ends, **variables)
+    except TemplateLimit as error:
+        raise RequestError(f"The chat template can't be used: {error}; give another as chat_template.") from None
+    except Exception as error:  # whatever the template, a program of the checkpoint's, raises
+        reason = " ".join(str(error).encode(errors="backslashreplace").decode().split()) or type(error).__name__
+        raise RequestError(f"The chat template does not take these messages: {reason.rstrip('.'):.500}.") from error
 
 
-def bounded(render: Callable[[], str]) -> str:
-    """What `render` returns, which runs Jinja templates.
-
-    It runs in a thread of its own, where each line of a template is watched, and each text that one writes; so the
-    caller's thread, which may have a debugger, is left alone. What can't be interrupted is a single expression.
-
-    Raises:
-        TemplateLimit: the template takes too long, or its text is too long.
-        Exception: what `render` raises.
-    """
-    watch, result = _Watch(), []
-
-    def run() -> None:
-        sys.settrace(watch.enter)
-        try:
-            result.append((render(), None))
-        except BaseException as error:
-            result.append(("", error))
-        finally:
-            sys.settrace(None)
-
-    thread = threading.Thread(target=run, name="nanoflow-chat-template", daemon=True)
-    thread.start()
-    thread.join()
-    ((text, error),) = result
-    if error is not None:
-        raise error
-    if len(text) > LONGEST_TEXT:
-        raise _too_long()
-    return text
+def _render(hf: Any, messages: list[dict[str, Any]], **options: Any) -> str:
+    template = options["chat_template"] or hf.get_chat_template(tools=options["tools"])
+    if len(template) > LONGEST_TEMPLATE:
+        raise TemplateLimit(f"it has {len(template)} characters, {LONGEST_TEMPLATE} at most are read")
+    return bounded(lambda: hf.apply_chat_template(messages, tokenize=False, **options))
 
 
-class _Watch:
-    """A trace function of the templates that run in one thread.
-
-    Attributes:
-        deadline: on the monotonic clock.
-        next_look: at the variables, on the same clock.
-        num_characters: that templates have written.
-    """
-
-    def __init__(self) -> None:
-        now = time.monotonic()
-        self.deadline = now + LONGEST_TIME
-        self.next_look = now + PAUSE
-        self.num_characters = 0
-
-    def enter(self, frame: FrameType, event: str, arg: Any) -> Any:
-        """Watch a function if it is a template's."""
-        return self.watch if frame.f_code.co_filename == TEMPLATE_FILE else None
-
-    def watch(self, frame: FrameType, event: str, arg: Any) -> Any:
-        """Look at the clock, at what is written, and now and then at the variables."""
-        now = time.monotonic()
-        if now > self.deadline:
-            raise TemplateLimit(f"it takes more than {LONGEST_TIME:g} seconds")
-        if event == "return" and isinstance(arg, str) and frame.f_code.co_flags & CO_GENERATOR:
-            self.num_characters += len(arg)
-        if self.num_characters > LONGEST_TEXT:
-            raise _too_long()
-        if now > self.next_look:
-            if any(_num_characters(value) > LONGEST_TEXT for value in frame.f_locals.values()):
-                raise _too_long()
-            end = time.monotonic()
-            self.next_look = end + max(PAUSE, 10 * (end - now))
-        return self.watch
-
-
-def _num_characters(value: Any) -> int:
-    """Of a text, or of a list of texts, such as a macro's output."""
-    if isinstance(value, list):
-        return sum(len(item) for item in value if isinstance(item, str))
-    return len(value) if isinstance(value, str) else 0
-
-
-def _too_long() -> TemplateLimit:
-    return TemplateLimit(f"its text has more than {LONGEST_TEXT} characters")
+def _takes_parts_only(hf: Any, variables: dict[str, Any]) -> bool:
+    """Whether the chat template leaves out contents that are texts, since it looks for parts in them."""
+    probe = "a content that is a text"
+    try:
+        return probe not in _render(hf, [{"role": "user", "content": probe}], **variables)
+    except TemplateLimit:
+        raise
+    except Exception:  # it wants more than this message; whether it takes the real ones turns out later
+        return False

@@ -12,8 +12,8 @@ from typing import Any
 from nanoflow.core.config.errors import CheckpointError, RequestError, one_line
 from nanoflow.core.config.files import check_is_file
 from nanoflow.core.text.byte_fallback import byte_values, decoder_kinds, split_at_strays
-from nanoflow.core.text.chat_messages import checked_messages, has_parts, plain, with_parts, with_texts
-from nanoflow.core.text.chat_template import LONGEST_TEMPLATE, TemplateLimit, bounded
+from nanoflow.core.text.chat_messages import plain
+from nanoflow.core.text.chat_template import render
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 NUM_CONTEXT = 8  # tokens of a prompt, on which the text of the first one after it may depend
@@ -184,39 +184,10 @@ class Tokenizer:
         Raises:
             RequestError: there is no chat template, or it refuses the messages, takes too long or writes too much.
         """
-        if not (chat_template or self.hf.chat_template):
-            raise RequestError("The checkpoint has no chat template; use generate() with a prompt instead of chat().")
-        if add_generation_prompt and continue_final_message:
-            raise RequestError("continue_final_message needs add_generation_prompt=False; one of the two is the end.")
-        if not isinstance(chat_template_kwargs, dict | None):
-            raise RequestError(f"chat_template_kwargs must be a dict of variables, got {chat_template_kwargs!r:.60}.")
-        variables = {"tools": tools, "chat_template": chat_template, **(chat_template_kwargs or {})}
-        messages = checked_messages(messages)
-        if has_parts(messages):
-            takes_parts = self._takes_parts_only(variables)
-            messages = with_parts(messages) if takes_parts else with_texts(messages)
-        ends = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
-        try:
-            return self._render(messages, **ends, **variables)
-        except TemplateLimit as error:
-            raise RequestError(f"The chat template can't be used: {error}; give another as chat_template.") from None
-        except Exception as error:  # whatever the template, a program of the checkpoint's, raises
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise RequestError(f"The chat template does not take these messages: {reason.rstrip('.'):.500}.") from error
-
-    def _render(self, messages: list[dict[str, Any]], **options: Any) -> str:
-        template = options["chat_template"] or self.hf.get_chat_template(tools=options["tools"])
-        if len(template) > LONGEST_TEMPLATE:
-            raise TemplateLimit(f"it has {len(template)} characters, {LONGEST_TEMPLATE} at most are read")
-        return bounded(lambda: self.hf.apply_chat_template(messages, tokenize=False, **options))
-
-    def _takes_parts_only(self, variables: dict[str, Any]) -> bool:
-        """Whether the chat template leaves out contents that are texts, since it looks for parts in them."""
-        probe = "a content that is a text"
-        try:
-            return probe not in self._render([{"role": "user", "content": probe}], **variables)
-        except Exception:  # it wants more than this message; whether it takes the real ones turns out later
-            return False
+        return render(
+            self.hf, messages, tools=tools, chat_template=chat_template, add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message, chat_template_kwargs=chat_template_kwargs,
+        )  # fmt: skip
 
     def encode_chat(self, rendered: str) -> list[int]:
         """Token ids of a rendered conversation, whose special tokens the template has written already."""

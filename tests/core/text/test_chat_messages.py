@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nanoflow.core.config.errors import RequestError
-from nanoflow.core.text import chat_template
+from nanoflow.core.text import template_limits
 from nanoflow.core.text.prompts import encode, encode_chat, encode_chats
 from nanoflow.core.text.tokenizer import Tokenizer
 from tests.core.scripted import byte_level
@@ -108,7 +108,7 @@ def test_texts_of_numpy_are_texts() -> None:
     assert encode(one, np.str_("the end")) == ("the end", one.encode("the end"))
 
 
-@pytest.mark.parametrize("variables", [5, "x", [1]])
+@pytest.mark.parametrize("variables", [5, "x", [1], pytest.param(10**5000, id="10**5000")])
 def test_variables_that_are_none(variables: Any) -> None:
     with raises_sentence(RequestError, "chat_template_kwargs must be a dict of variables"):
         speaker().render_chat(SAID, chat_template_kwargs=variables)
@@ -117,6 +117,19 @@ def test_variables_that_are_none(variables: Any) -> None:
 def test_what_a_template_raises_is_one_line() -> None:
     with raises_sentence(RequestError, "does not take these messages: roles must alternate."):
         speaker("{{ raise_exception('roles\nmust \n\n alternate.') }}").render_chat(SAID)
+
+
+def test_what_a_template_raises_can_be_printed() -> None:
+    with raises_sentence(RequestError, "does not take these messages: no \\ud800."):
+        speaker("{{ raise_exception('no ' ~ messages[0].content) }}").render_chat(
+            [{"role": "user", "content": "\ud800"}]
+        )
+
+
+@pytest.mark.parametrize("name", ["messages", "tokenize", "add_generation_prompt"])
+def test_variables_that_have_another_meaning(name: str) -> None:
+    with raises_sentence(RequestError, "The chat template does not take these messages: "):
+        speaker().render_chat(SAID, chat_template_kwargs={name: True})
 
 
 LOOP = "{% for i in range(99999) %}"
@@ -130,10 +143,10 @@ ENDLESS = {
 
 @pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS)
 def test_an_endless_template(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "LONGEST_TIME", 0.3)
+    monkeypatch.setattr(template_limits, "LONGEST_TIME", 0.3)
     start = time.monotonic()
     with raises_sentence(RequestError, "The chat template can't be used: it takes more than 0.3 seconds"):
-        speaker(template).render_chat(SAID)
+        speaker(template).render_chat(PARTS)
     assert time.monotonic() - start < 5
     assert not any(thread.name == "nanoflow-chat-template" for thread in threading.enumerate())
 
