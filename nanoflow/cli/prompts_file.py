@@ -62,7 +62,7 @@ def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
     start = 0
     for line in file:
         try:
-            yield line.decode("utf-8").rstrip("\r\n")
+            yield line.decode("utf-8" if start else "utf-8-sig").rstrip("\r\n")  # a byte order mark is no text
         except UnicodeDecodeError as error:
             place = start + error.start
             raise ConfigError(f"prompts_file {path} is not UTF-8 text: {error.reason} at byte {place}.") from error

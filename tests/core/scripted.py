@@ -117,3 +117,48 @@ def sentencepiece_like() -> Any:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>")
+
+
+def unigram(byte_fallback: bool = False) -> Any:
+    """A tokenizer in the manner of T5, or with `byte_fallback` of converted SentencePiece ones: a metaspace decoder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    data = [f"<0x{byte:02X}>" for byte in range(256)] if byte_fallback else []
+    pieces = ["<unk>", "<eos>", *data, "▁", *"abcdefghijklmnopqrstuvwxyz.,", "▁the", "▁end", "▁▁", "é"]
+    scores = [(piece, -1.0 if len(piece) > 1 else -5.0) for piece in pieces]
+    tokenizer = Tokenizer(models.Unigram(scores, 0, byte_fallback=byte_fallback))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    metaspace = decoders.Metaspace()
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), metaspace]) if byte_fallback else metaspace
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>")
+
+
+def word_pieces() -> Any:
+    """A tokenizer in the manner of BERT, whose words are parted by spaces that no token has."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz.,é"
+    pieces = ["<unk>", "<eos>", *letters, *(f"##{letter}" for letter in letters), "the", "##nd", "en", "##d"]
+    vocab = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>")
+
+
+def word_ends() -> Any:
+    """A tokenizer in the manner of the first GPT, whose tokens say where a word ends."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz.,é"
+    pieces = ["<unk>", "<eos>", *letters, *(f"{letter}</w>" for letter in letters), "th", "the</w>"]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    merges = [("t", "h"), ("th", "e</w>")]
+    model = models.BPE(vocab, merges, unk_token="<unk>", end_of_word_suffix="</w>")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.BPEDecoder()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", unk_token="<unk>")

@@ -22,7 +22,7 @@ from nanoflow.core.engine.build import build_engine
 from nanoflow.core.engine.engine import Engine
 from nanoflow.core.engine.engine_thread import EngineThread
 from nanoflow.core.registry.registry import Registry
-from nanoflow.core.text.prompts import Message, Prompt, encode, encode_chats
+from nanoflow.core.text.prompts import Message, Prompt, encode, encode_chat
 
 LONGEST_TURN = 0.1  # seconds to wait for an event loop that is busy, or has stopped
 
@@ -102,7 +102,7 @@ class AsyncLLM:
             template: as in `LLM.chat`.
         """
         engine = self._usable()
-        (encoded,) = encode_chats(engine.tokenizer, messages, **template)
+        encoded = encode_chat(engine.tokenizer, messages, **template)
         return self._run(engine, *encoded, sampling_params, request_id)
 
     async def abort(self, request_id: str) -> None:

@@ -114,7 +114,7 @@ class LLM(Generation):
         Args:
             prompts: as in `generate`, each of at least one token.
             continuations: texts or token ids, one for each prompt. The tokens of a text after a text are those that
-                the two together have after the prompt's.
+                the two together have after the prompt's; its own, where a token of the two together spans the join.
             use_tqdm: show a progress bar.
 
         Returns:

@@ -9,8 +9,11 @@ from typing import Any
 from nanoflow.core.config.errors import RequestError
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.data.outputs import RequestOutput, Score
+from nanoflow.core.text.detokenizer import IncrementalDetokenizer
 from nanoflow.core.text.prompts import encode, needed
 from nanoflow.core.text.tokenizer import Tokenizer
+
+LEADS = ("", "\n", ".", ",", ")", "a", "z")  # characters that few tokens share with the beginning of a word
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,32 @@ def _pair(tokenizer: Tokenizer | None, prompt: Any, continuation: Any, index: in
     if not isinstance(continuation, str):
         return Pair(context, encode(tokenizer, continuation, index)[1])
     tokenizer = needed(tokenizer, "a continuation in words needs")
-    if text is None:
-        return Pair(context, tokenizer.encode(continuation, add_special_tokens=False))
-    return Pair(context, tokenizer.encode(text + continuation)[len(context) :])
+    if text is not None:
+        whole = tokenizer.encode(text + continuation)
+        if whole[: len(context)] == context:
+            return Pair(context, whole[len(context) :])
+    own = _own_token_ids(tokenizer, context, continuation)
+    if own is None and text is None:
+        own = tokenizer.encode(continuation, add_special_tokens=False)
+    if own is None:
+        raise RequestError(
+            f"Prompt {index} ends, and its continuation {continuation!r:.60} begins, within a token; give both as "
+            f"token ids, or move the border between them."
+        )
+    return Pair(context, own)
+
+
+def _own_token_ids(tokenizer: Tokenizer, context: list[int], continuation: str) -> list[int] | None:
+    """Token ids that spell the continuation after those of a prompt, of which none is shared with it.
+
+    They are those of the continuation alone, but some tokenizers put a space before a text, so it is tried behind
+    other characters as well. None if nothing spells it.
+    """
+    for lead in LEADS:
+        start = tokenizer.encode(lead, add_special_tokens=False)
+        token_ids = tokenizer.encode(lead + continuation, add_special_tokens=False)
+        if token_ids[: len(start)] == start:
+            spelled = IncrementalDetokenizer(tokenizer, skip_special_tokens=False, prompt_token_ids=context)
+            if spelled.push(token_ids[len(start) :], is_end=True) == continuation:
+                return token_ids[len(start) :]
+    return None

@@ -151,7 +151,9 @@ class Completion:
         self.stop_reason: str | int | None = None
         self.detokenizer: IncrementalDetokenizer | None = None
         if tokenizer is not None and params.detokenize and not params.stop:
-            self.detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=params.skip_special_tokens)
+            self.detokenizer = IncrementalDetokenizer(
+                tokenizer, skip_special_tokens=params.skip_special_tokens, prompt_token_ids=request.prompt_token_ids
+            )
 
     def take(self, update: Update, text: str) -> None:
         """Take what is new, and its text."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.text.detokenizer import IncrementalDetokenizer, extend_all
 from nanoflow.core.text.stop_strings import StopStrings
@@ -18,11 +19,13 @@ class WatchedText:
         detokenizer: makes it.
         stop_strings: holds it.
         num_taken: tokens of prompt and output whose text was taken.
+        stop_tokens: by id those stop strings that are special tokens, whose texts are not in the text.
     """
 
     detokenizer: IncrementalDetokenizer
     stop_strings: StopStrings
     num_taken: int
+    stop_tokens: dict[int, str]
 
 
 class StopChecker:
@@ -40,10 +43,21 @@ class StopChecker:
         params = sequence.params
         if params.stop and self.tokenizer is not None:
             self.texts[sequence.request_id] = WatchedText(
-                IncrementalDetokenizer(self.tokenizer, skip_special_tokens=params.skip_special_tokens),
+                IncrementalDetokenizer(
+                    self.tokenizer,
+                    skip_special_tokens=params.skip_special_tokens,
+                    prompt_token_ids=sequence.token_ids,
+                ),
                 StopStrings(params.stop, include=params.include_stop_str_in_output),
                 sequence.num_prompt_tokens,
+                self._stop_tokens(params),
             )
+
+    def _stop_tokens(self, params: SamplingParams) -> dict[int, str]:
+        if self.tokenizer is None or not params.skip_special_tokens:
+            return {}
+        special = self.tokenizer.special_tokens
+        return {special[stop]: stop for stop in params.stop if stop in special}
 
     def forget(self, sequence: Sequence) -> None:
         """Watch it no more."""
@@ -52,7 +66,8 @@ class StopChecker:
     def check(self, sequences: list[Sequence]) -> None:
         """Take new tokens of watched sequences; ends those, without what follows, in which a stop string is complete.
 
-        A stop string counts from the first token after `min_tokens` on, and text before that can't be part of one.
+        A stop string counts from the first token after `min_tokens` on, and text before that can't be part of one. One
+        that is a special token's text is complete with that token, whose text need not be shown.
         """
         while sequences:  # a token of each at a time
             sequences = [sequence for sequence in sequences if self._has_more(sequence)]
@@ -64,7 +79,11 @@ class StopChecker:
             for sequence, text, piece in zip(sequences, watched, pieces, strict=True):
                 text.num_taken += 1
                 num_output = text.num_taken - sequence.num_prompt_tokens
-                found = text.stop_strings.add(piece, counts=num_output >= sequence.params.min_tokens)
+                counts = num_output >= sequence.params.min_tokens
+                found = text.stop_strings.add(piece, counts=counts)
+                if found is None and counts and (last := sequence.token_ids[text.num_taken - 1]) in text.stop_tokens:
+                    text.stop_strings.add(text.detokenizer.push([], is_end=True))
+                    found = text.stop_strings.end(text.stop_tokens[last])
                 if found is not None:
                     del sequence.token_ids[text.num_taken :]
                     sequence.finish("stop", found)

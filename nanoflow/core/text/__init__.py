@@ -1,7 +1,7 @@
 """Text and token ids: the tokenizer and its chat template, prompts, and text and stop strings of growing outputs."""
 
 from nanoflow.core.text.detokenizer import IncrementalDetokenizer
-from nanoflow.core.text.prompts import Message, Prompt, encode, encode_chats
+from nanoflow.core.text.prompts import Message, Prompt, encode, encode_chat, encode_chats
 from nanoflow.core.text.stop_strings import StopStrings
 from nanoflow.core.text.tokenizer import Tokenizer
 
@@ -12,5 +12,6 @@ __all__ = [
     "StopStrings",
     "Tokenizer",
     "encode",
+    "encode_chat",
     "encode_chats",
 ]

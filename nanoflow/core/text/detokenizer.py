@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from nanoflow.core.text.tokenizer import Tokenizer
+from nanoflow.core.text.tokenizer import REPLACEMENT, Tokenizer
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4  # bytes, and so tokens
-LONGEST_PENDING = 16  # tokens whose text is looked at once more, while it does not end with a whole character
-NUM_KEPT = 8  # of those with text, where none of them can become a character any more
+LONGEST_PENDING = 24  # tokens whose text is looked at once more, while it does not end with a whole character
+NUM_KEPT = 16  # of those with text, where none of them can become a character any more
 
 
 class IncrementalDetokenizer:
     """Text of a growing list of token ids, in pieces that never end within a character.
 
-    The pieces joined are the text of all ids, whatever the ids are. A window of tokens is decoded at a time, and the
-    part before it is settled (the method of text-generation-inference), because some tokenizers write a token
-    differently at the start of a text. An unfinished character decodes to replacement characters: those at the end are
-    held back until more tokens complete them. (Where tokens fall back to bytes, it spoils its finished neighbours too.)
-    The window is bounded: a character has at most four bytes, so what can't be one after that is given out as it is.
+    The pieces joined are the text of all ids after those of the prompt, whatever the ids are. A window of tokens is
+    decoded at a time, and the part before it is settled (the method of text-generation-inference), because some
+    tokenizers write a token differently at the start of a text. So the window begins with the last tokens of the
+    prompt. An unfinished character decodes to replacement characters: those at the end are held back until more tokens
+    complete them. The window is bounded: a character has at most four bytes, so what can't be one after that is given
+    out as it is.
+
+    Args:
+        tokenizer: decodes.
+        skip_special_tokens: leave their texts out.
+        prompt_token_ids: what comes before the text.
 
     Attributes:
         window: ids whose text is looked at: some whose text was given out, then those that are pending.
@@ -27,12 +32,14 @@ class IncrementalDetokenizer:
         num_emitted: characters of the window's text that were given out.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True, prompt_token_ids: list[int] | None = None
+    ) -> None:
         self.tokenizer = tokenizer
         self.skip_special_tokens = skip_special_tokens
-        self.window: list[int] = []
-        self.num_context = 0
-        self.num_emitted = 0
+        self.window = tokenizer.context(prompt_token_ids or [], skip_special_tokens=skip_special_tokens)
+        self.num_context = len(self.window)
+        self.num_emitted = len(self._decoded_all([self.window])[0]) if self.window else 0
 
     def push(self, token_ids: list[int], *, is_end: bool = False) -> str:
         """Take more ids; returns the text that is settled by them. At the end, all that was held back is."""
@@ -71,11 +78,12 @@ class IncrementalDetokenizer:
                 piece = before[self.num_emitted :]
                 self.num_emitted += len(piece)
                 return piece
-        piece = text[self.num_emitted : -1]  # at most the last replacement character stands for one
+        held_back = min(len(text) - self._num_settled(text), LONGEST_CHARACTER - 1)  # what may stand for one
+        piece = text[self.num_emitted : len(text) - held_back]
         own_texts = self._decoded_all([[token_id] for token_id in self.window])
         self.window = [token_id for token_id, own in zip(self.window, own_texts, strict=True) if own][-NUM_KEPT:]
         self.num_context = 0
-        self.num_emitted = len(self._decoded_all([self.window])[0]) - 1
+        self.num_emitted = len(self._decoded_all([self.window])[0]) - held_back
         return piece
 
     def _num_settled(self, text: str) -> int:

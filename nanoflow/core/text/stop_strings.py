@@ -43,6 +43,13 @@ class StopStrings:
             self.num_searched = max(self.num_searched, len(self.text) - self.longest + 1)
         return self.found
 
+    def end(self, stop: str) -> str:
+        """End the text by a stop string that is not in it, unless an earlier one has; returns the one that did."""
+        if self.found is None:
+            self.found = stop
+            self.text += stop if self.include else ""
+        return self.found
+
     def delta(self, *, is_end: bool = False) -> str:
         """Text to show since the last call. Before the end, what may yet become a stop string is held back."""
         end = len(self.text) - (0 if is_end else self._num_held_back())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 
 from nanoflow import LLM, NanoflowError, Score
+from nanoflow.core.config.errors import RequestError
+from nanoflow.core.text.tokenizer import Tokenizer
 from nanoflow.testing.checkpoints import Reference
 from tests.core.checkpoints import Oracle
 from tests.core.running import engine_of, greedy, recorded
-from tests.core.scripted import byte_level, scripted_llm
+from tests.core.scripted import byte_level, scripted_llm, sentencepiece_like, unigram
+from tests.core.sentences import raises_sentence
 
 
 def start(reference: Reference, **options: Any) -> LLM:
@@ -101,15 +105,46 @@ def test_greedy_where_tokens_are_equally_likely(oracle: Oracle) -> None:
 
 
 def test_texts(tmp_path: Path) -> None:
-    """A continuation's tokens are those that come after the prompt's."""
+    """A continuation's tokens are those that come after the prompt's; its own, where one spans the join."""
     hf = byte_level()
     llm = scripted_llm(tmp_path, hf.encode("the end of"), hf)
     texts = score(llm, ["the", "the"], [" end of the end", "se"])
-    for found, text in zip(texts, ("the end of the end", "these"), strict=True):
-        assert found.token_ids == hf.encode(text)[len(hf.encode("the")) :]
+    assert texts[0].token_ids == hf.encode("the end of the end")[len(hf.encode("the")) :]
+    assert hf.encode("these")[: len(hf.encode("the"))] != hf.encode("the")
+    assert texts[1].token_ids == hf.encode("se")
     ids = score(llm, [hf.encode("the")], " end")[0]
     assert ids.token_ids == hf.encode(" end", add_special_tokens=False)
     assert score(llm, "the", " end")[0] == ids == score(llm, {"prompt": "the"}, ids.token_ids)[0]
+
+
+@pytest.mark.parametrize("maker", [byte_level, sentencepiece_like, unigram])
+def test_a_score_is_of_the_texts_given(tmp_path: Path, maker: Callable[[], Any]) -> None:
+    """Whatever tokens the two would share: prompt's tokens and continuation's spell both."""
+    hf, text = maker(), "the end of the end, then"
+    tokenizer = Tokenizer(hf)
+    llm = scripted_llm(tmp_path, hf.encode("the end"), hf)
+    parts = [(text[:place], text[place:]) for place in range(1, len(text))]
+    scores = score(llm, [prompt for prompt, _ in parts], [continuation for _, continuation in parts])
+    for (prompt, _), found in zip(parts, scores, strict=True):
+        assert tokenizer.decode(tokenizer.encode(prompt) + found.token_ids) == text
+
+
+def test_a_prompt_and_a_continuation_of_one_token_together(tmp_path: Path) -> None:
+    hf = byte_level()
+    llm = scripted_llm(tmp_path, hf.encode("the end"), hf)
+    assert len(hf.encode("the")) == 1
+    assert score(llm, "t", "he")[0].token_ids == hf.encode("he")
+
+
+def test_a_continuation_that_can_not_be_spelled(tmp_path: Path) -> None:
+    """By a tokenizer that knows no capitals."""
+    from tokenizers import normalizers
+
+    hf = byte_level()
+    hf.backend_tokenizer.normalizer = normalizers.Lowercase()
+    llm = scripted_llm(tmp_path, hf.encode("the end"), hf)
+    with raises_sentence(RequestError, "Prompt 0 ends", "'HE' begins, within a token", "as token ids"):
+        score(llm, "t", "HE")
 
 
 def test_up_to_max_model_len(oracle: Oracle) -> None:
