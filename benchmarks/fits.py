@@ -88,7 +88,7 @@ def tokens(dims: Dims, weights: int, card: int, share: float) -> int:
 
 def shown(count: int) -> str:
     """A number of tokens in thousands."""
-    return "–" if count < LEAST else f"{count // 1000:,}k"
+    return "no" if count < LEAST else f"{count // 1000:,}k"
 
 
 if __name__ == "__main__":
