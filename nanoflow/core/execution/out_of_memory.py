@@ -24,17 +24,23 @@ def told_if_too_large(what: str, device: torch.device, advice: str) -> Iterator[
         advice: what to change if there is no room, as an imperative.
 
     Raises:
-        ConfigError: there is none. It says how much was free before.
+        ConfigError: there is none. It says how much is left.
     """
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory().size
     try:
         yield
     except (MemoryError, RuntimeError, PluginError) as error:  # a GPU's OutOfMemoryError is a RuntimeError
         if not any(map(_is_lack_of_memory, (error, error.__cause__))):
             raise
         raise ConfigError(
-            f"There is no room for {what} in the {free / GIB:.1f} GiB of memory that were free on {device}; {advice}."
+            f"There is no room for {what} on {device}, where {_left(device)} are left; {advice}."
         ) from None
+
+
+def _left(device: torch.device) -> str:
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return f"{free / GIB:.1f} of {total / GIB:.1f} GiB"
+    return f"{available_memory().size / GIB:.1f} GiB"
 
 
 def _is_lack_of_memory(error: BaseException | None) -> bool:

@@ -31,7 +31,7 @@ def huge(tmp_path: Path) -> Config:
 
 
 def test_weights(huge: Config) -> None:
-    with pytest.raises(ConfigError, match=r"^There is no room for the weights in the [\d.]+ GiB .* free on cpu; take "):
+    with pytest.raises(ConfigError, match=r"^There is no room for the weights on cpu, where [\d.]+ GiB are left; "):
         LLM.from_config(huge)
 
 
@@ -49,7 +49,7 @@ def test_weights_of_somebody_s_model(huge: Config) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": ["Theirs"]}))
     plugin = SimpleNamespace(nanoflow_models=nanoflow_models)
     point = SimpleNamespace(name="theirs", dist=None, load=lambda: plugin)
-    with pytest.raises(ConfigError, match=r"^There is no room for the weights in the"):
+    with pytest.raises(ConfigError, match=r"^There is no room for the weights on cpu"):
         LLM.from_config(huge, Registry.load(strict=True, extra=[point]))
 
 
@@ -57,6 +57,14 @@ def test_the_kv_cache() -> None:
     engine = replace(EngineConfig(), device="cpu", num_kv_blocks=2**31)
     with pytest.raises(ConfigError, match=r"no room for a KV cache of 2147483648 blocks .* lower engine.num_kv_blocks"):
         LLM.from_config(Config(engine=engine))
+
+
+def test_of_a_gpu_it_tells_how_large_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**29, 24 * 2**30))
+    expected = "There is no room for the weights on cuda:1, where 0.5 of 24.0 GiB are left; take less."
+    with pytest.raises(ConfigError) as raised, told_if_too_large("the weights", torch.device("cuda:1"), "take less"):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    assert str(raised.value) == expected
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a kernel"), ValueError("memory")])
