@@ -130,9 +130,18 @@ def test_models_are_listed() -> None:
         assert f"`{entry.component.name}`" in readme
 
 
-@pytest.mark.parametrize(
-    "name", ["README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))]
-)
+def test_the_index_has_every_page() -> None:
+    """Each is linked from docs/README.md, with what it is about, and the README leads there."""
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    linked = {match[1] for match in re.finditer(r"^\d\. \[[^\]]+\]\(([\w.]+?)(?:#[\w-]+)?\): \S", index, re.MULTILINE)}
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= linked
+    assert "(docs/README.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("name", [str(path.relative_to(ROOT)) for path in PAGES])
 def test_links(name: str) -> None:
     """A link to a file of the repository leads to one."""
     for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / name).read_text(encoding="utf-8")):

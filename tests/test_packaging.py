@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
+from collections.abc import Iterator
 from email import message_from_string
 from pathlib import Path
 
 import pytest
 
 import nanoflow
+from nanoflow.core.config.version import DISTRIBUTION
 
 ROOT = Path(__file__).parents[1]
+APACHE_2 = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # of LICENSE-2.0.txt as it is published
+ROOMS = ("nanoflow", "conf", "docs", "examples", "benchmarks", "tests")
 
 
 def run(cwd: Path, *argv: str, **environment: str) -> str:
@@ -25,12 +31,27 @@ def run(cwd: Path, *argv: str, **environment: str) -> str:
     return process.stdout
 
 
+def tracked_texts() -> Iterator[Path]:
+    """Files in which a person, or pip, reads what to install."""
+    endings = {".md", ".py", ".toml", ".tmpl", ".yaml"}
+    own = Path(__file__)
+    for path in (*ROOT.glob("*.*"), *(p for room in ROOMS for p in (ROOT / room).rglob("*"))):
+        if path.suffix in endings and path != own:
+            yield path
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     run(ROOT, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder))
     (path,) = folder.glob("*.whl")
     return path
+
+
+def what_is_said(wheel: Path, name: str) -> str:
+    """A file of the wheel's metadata."""
+    folder = f"{DISTRIBUTION.replace('-', '_')}-{nanoflow.__version__}.dist-info"
+    return zipfile.ZipFile(wheel).read(f"{folder}/{name}").decode()
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +86,9 @@ def test_the_wheel_runs_from_another_folder(installed: Path, tmp_path: Path) -> 
 
 
 def test_the_metadata(wheel: Path) -> None:
-    archive = zipfile.ZipFile(wheel)
-    folder = f"nanoflow-{nanoflow.__version__}.dist-info"
-    assert "nanoflow = nanoflow.cli.main:main" in archive.read(f"{folder}/entry_points.txt").decode()
-    metadata = message_from_string(archive.read(f"{folder}/METADATA").decode())
+    assert "nanoflow = nanoflow.cli.main:main" in what_is_said(wheel, "entry_points.txt")
+    metadata = message_from_string(what_is_said(wheel, "METADATA"))
+    assert metadata["Name"] == DISTRIBUTION == "nanoflow-engine"
     assert metadata["Version"] == nanoflow.__version__
     assert metadata["Requires-Python"] == "<3.14,>=3.10"
     assert set(metadata.get_all("Provides-Extra")) == {
@@ -76,9 +96,40 @@ def test_the_metadata(wheel: Path) -> None:
     }  # fmt: skip
 
 
+def test_the_licence(wheel: Path) -> None:
+    metadata = message_from_string(what_is_said(wheel, "METADATA"))
+    assert (metadata["License-Expression"], metadata.get_all("License-File")) == ("Apache-2.0", ["LICENSE"])
+    text = what_is_said(wheel, "licenses/LICENSE")
+    assert text == (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert hashlib.sha256(text.encode()).hexdigest() == APACHE_2
+
+
+@pytest.mark.slow
+def test_the_sources_hold_what_they_speak_of(tmp_path: Path) -> None:
+    run(ROOT, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(tmp_path))
+    (path,) = tmp_path.glob("nanoflow_engine-*.tar.gz")
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/README.md", "conf/config.yaml"} <= names
+    assert {"tests/test_packaging.py", "examples/nanoflow-sjf/pyproject.toml", "benchmarks/targets.py"} <= names
+
+
+def test_only_this_distribution_is_asked_for() -> None:
+    """`nanoflow` is another project on the package index: no command, message or dependency may bring it."""
+    asked = re.compile(r"""nanoflow\\?\[\w|pip install (?:-U )?['"]?nanoflow(?!-engine)|["']nanoflow *[<>=~!]=""")
+    for path in tracked_texts():
+        found = asked.search(path.read_text(encoding="utf-8"))
+        assert not found, f"{path}: {found}"
+
+
+def test_the_changelog_tells_of_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\S+)", text, re.MULTILINE)[0] == nanoflow.__version__
+
+
 def test_every_import_is_a_declared_dependency(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
-    metadata = message_from_string(archive.read(f"nanoflow-{nanoflow.__version__}.dist-info/METADATA").decode())
+    metadata = message_from_string(what_is_said(wheel, "METADATA"))
     required = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
     declared = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in required}
     declared = {{"hydra_core": "hydra", "pyyaml": "yaml"}.get(name, name) for name in declared} | {"nanoflow"}

@@ -23,7 +23,7 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simple_parse_args_string
 except ModuleNotFoundError as error:
-    problem = f"The evaluation harness can't be imported ({error}); pip install 'nanoflow[eval]'."
+    problem = f"The evaluation harness can't be imported ({error}); pip install 'nanoflow-engine[eval]'."
     if __name__ == "__main__":
         sys.exit(problem)
     raise ImportError(problem) from error

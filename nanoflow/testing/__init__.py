@@ -17,7 +17,7 @@ A role that has no suite of its own is tested with `ComponentSuite`, which is to
 
 A check that a plugin fails on purpose is a method `test_*` to override, so that it shows. What else a subclass may set
 is in each suite's docstring, and `docs/testing.md` says more. It needs pytest and hypothesis:
-`pip install nanoflow[testing]`.
+`pip install nanoflow-engine[testing]`.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     """`install("theirs", {"__init__.py": ...})`: as if a distribution with that entry point had been installed."""
     names: list[str] = []
 
-    def make(name: str, sources: dict[str, str], version: str = "1.2", requires: str = "nanoflow") -> None:
+    def make(name: str, sources: dict[str, str], version: str = "1.2", requires: str = "nanoflow-engine") -> None:
         names.append(name)
         site = tmp_path / f"site-{name}"
         metadata = {

@@ -14,5 +14,5 @@ def test_without_the_harness(monkeypatch: pytest.MonkeyPatch, name: str, error: 
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.delitem(sys.modules, "nanoflow.integrations.lm_eval", raising=False)
-    with pytest.raises(error, match=r"pip install 'nanoflow\[eval\]'"):
+    with pytest.raises(error, match=r"pip install 'nanoflow-engine\[eval\]'"):
         runpy.run_module("nanoflow.integrations.lm_eval", run_name=name)

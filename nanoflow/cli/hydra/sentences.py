@@ -21,7 +21,7 @@ def sentence(error: Exception, command: HydraCommand, registry: Registry) -> str
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         options = f"; there are: {', '.join(error.options)}" if error.options else ""
         lacks = error.missing_cfg_file.startswith("hydra/launcher/") and "joblib" not in (error.options or ())
-        more = " More come with `pip install 'nanoflow[launchers]'`." if lacks else ""
+        more = " More come with `pip install 'nanoflow-engine[launchers]'`." if lacks else ""
         return f"There is no config {error.missing_cfg_file!r}{options}.{more}"
     causes = ". ".join(str(part) for part in (error, cause) if str(part or ""))
     text = " ".join(causes.split()).partition(" full_key:")[0].rstrip(". ")

@@ -21,8 +21,9 @@ Shows what the jobs of a sweep found out, again.
   nanoflow results runs/... --sort output_tokens_per_s --reverse --csv best.csv     the greatest first
   nanoflow results runs/... --plot x=scheduler y=ttft_p99_ms by=block_manager file=ttft.svg
 
-Columns are those of results.csv; KEY=VALUE overrides are columns, too. A plot needs matplotlib (nanoflow[plots]); its
-file's ending says of what kind it is, and plot.png in the folder is where it goes by default."""
+Columns are those of results.csv; KEY=VALUE overrides are columns, too. A plot needs matplotlib
+(nanoflow-engine[plots]); its file's ending says of what kind it is, and plot.png in the folder is where it goes by
+default."""
 
 
 def main(argv: list[str]) -> int:

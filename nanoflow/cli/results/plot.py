@@ -23,7 +23,7 @@ def plot(results: Results, x: str, y: str, by: str | None, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError("A plot needs matplotlib: pip install 'nanoflow[plots]'.") from error
+        raise ConfigError("A plot needs matplotlib: pip install 'nanoflow-engine[plots]'.") from error
     results.require(x, y, *([by] if by else []))
     rows = _rows(results, x, y)
     groups: Groups = {}

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 
 from nanoflow.core.config.engine_config import Config, EngineConfig, PluginChoice, SchedulerConfig
-from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.contracts.attention import AttentionBackend
 from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.contracts.logits_processor import LogitsProcessorContext
@@ -19,6 +18,7 @@ from nanoflow.core.execution import cuda_graphs as graphs
 from nanoflow.core.execution import kv_cache_size as memory
 from nanoflow.core.execution.local_executor import LocalExecutor
 from nanoflow.core.execution.model_runner import ModelRunner
+from nanoflow.core.execution.out_of_memory import told_if_too_large
 from nanoflow.core.execution.plan import Plan
 from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.loading import dummy, safetensors
@@ -26,6 +26,10 @@ from nanoflow.core.ops import Ops
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.core.text.tokenizer import Tokenizer
+
+SMALLER_WEIGHTS = "take a smaller model, engine.dtype=bfloat16, or more GPUs with engine.tensor_parallel_size"
+SMALLER_STEP = "lower scheduler.max_num_batched_tokens or scheduler.max_num_seqs"
+SMALLER_CACHE = "lower engine.num_kv_blocks, engine.kv_cache_gib or engine.gpu_memory_utilization"
 
 MakeProcessors = Callable[[int, int, Ops], LogitsProcessors]
 
@@ -74,7 +78,8 @@ def build_runner(
         torch.cuda.set_device(device)
     ops = _operations(config, registry, device)
     rank_group.connect(device, options.one_shot_kib if options.accelerate else 0, ops)
-    model_name, model = _model(config, registry, plan, rank_group.parallel, ops)
+    with told_if_too_large("the weights", device, SMALLER_WEIGHTS):
+        model_name, model = _model(config, registry, plan, rank_group.parallel, ops)
     context = _attention_context(plan, options, rank_group.parallel, model)
     entry, attention_options = registry.resolve("attention", pick_attention(config), context)
 
@@ -102,13 +107,17 @@ def build_runner(
     if device.type == "cuda":
         measured = runner_with(build_attention(), num_kv_blocks=0)
         processors = make_processors(model.vocab_size, plan.scheduler_config.max_num_seqs, ops)
-        reserved = _reserved_bytes(LocalExecutor(measured, processors), plan, options, decodes, tokens)
+        with told_if_too_large("the largest step beside the weights", device, SMALLER_STEP):
+            reserved = _reserved_bytes(LocalExecutor(measured, processors), plan, options, decodes, tokens)
         del measured, processors
     num_blocks = rank_group.minimum(memory.pick_num_blocks(options, attention.bytes_per_block, device, reserved))
-    _allocate(attention, num_blocks)
+    size = num_blocks * attention.bytes_per_block / memory.GIB
+    with told_if_too_large(f"a KV cache of {num_blocks} blocks ({size:.1f} GiB)", device, SMALLER_CACHE):
+        attention.allocate(num_blocks + 1)  # the last block is nobody's
     runner = runner_with(attention, num_kv_blocks=num_blocks)
     if decodes:
-        runner.capture(decodes, tokens)
+        with told_if_too_large("captured steps beside the KV cache", device, SMALLER_CACHE):
+            runner.capture(decodes, tokens)
     rank_group.barrier()
     return runner, {"model": model_name, "attention": entry.component.name}
 
@@ -159,17 +168,6 @@ def _reserved_bytes(
     width = -(-plan.max_model_len // options.block_size)
     shared_bytes = graphs.buffer_bytes(decodes, tokens, plan.scheduler_config.max_num_seqs, width)
     return step_bytes + memory.graph_bytes(captured_bytes, shared_bytes)
-
-
-def _allocate(attention: AttentionBackend, num_blocks: int) -> None:
-    """Make the KV cache of so many blocks, and one that is nobody's."""
-    try:
-        attention.allocate(num_blocks + 1)
-    except (MemoryError, torch.OutOfMemoryError):
-        size = num_blocks * attention.bytes_per_block / memory.GIB
-        raise ConfigError(
-            f"There is no memory for a KV cache of {num_blocks} blocks ({size:.1f} GiB); lower engine.num_kv_blocks."
-        ) from None
 
 
 def pick_attention(config: Config) -> PluginChoice | None:

@@ -39,7 +39,7 @@ def resolve(name: str, *, weights: bool = False) -> Path:
         is_file = False
     if is_file:
         raise CheckpointError(why_no_folder(folder))
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError
 
     hint = did_you_mean(name[:80], folders)
     try:
@@ -50,6 +50,11 @@ def resolve(name: str, *, weights: bool = False) -> Path:
         raise CheckpointError(
             f"Checkpoint {name!r:.200} does not exist: there is no such folder, and it is no Hub id.{hint}"
         ) from None
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"Checkpoint {name!r:.200} is gated; accept its terms on its page of the Hub, and log in with "
+            "`hf auth login` or set HF_TOKEN."
+        ) from error
     except Exception as error:  # the Hub's client lets many kinds through, its transport's among them
         raise CheckpointError(
             f"Checkpoint {name!r:.200} is not a folder here and could not be had from the Hub "

@@ -19,9 +19,10 @@ from typing import Any, Protocol
 
 import pluggy
 from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 from nanoflow.core.config.errors import PluginError, did_you_mean
-from nanoflow.core.config.version import __version__
+from nanoflow.core.config.version import DISTRIBUTION, __version__
 from nanoflow.core.registry.component import Component, Entry, reason_of
 from nanoflow.core.registry.contract import Contract
 from nanoflow.core.registry.hookspecs import CONFIG_PACKAGES, PROJECT, plugin_manager
@@ -173,7 +174,7 @@ def _names_of(point: EntryPoint) -> set[str]:
 
 
 def _check_requirement(point: EntryPoint) -> None:
-    """Raise unless this is a nanoflow that the plugin's package asks for.
+    """Raise unless this is a nanoflow that the plugin's package asks for, by the name that it is installed by.
 
     pip sees to that when it installs the package, but either may have been changed since. It is asked before the
     plugin is imported, since one for another version may fail at anything.
@@ -183,12 +184,18 @@ def _check_requirement(point: EntryPoint) -> None:
             needed = Requirement(line)
         except InvalidRequirement:
             continue
-        if needed.name.lower() != PROJECT or (needed.marker and not needed.marker.evaluate({"extra": ""})):
+        name = canonicalize_name(needed.name)
+        if needed.marker and not needed.marker.evaluate({"extra": ""}):
             continue
-        if not needed.specifier.contains(__version__, prereleases=True):
+        if name == PROJECT:
             raise PluginError(
-                f"it is made for nanoflow{needed.specifier}, and this is {__version__}; install versions of the two "
-                "that fit"
+                f"its package requires {PROJECT!r}, which is another project on the package index; require "
+                f"{DISTRIBUTION!r} instead"
+            )
+        if name == DISTRIBUTION and not needed.specifier.contains(__version__, prereleases=True):
+            raise PluginError(
+                f"it is made for {DISTRIBUTION}{needed.specifier}, and this is {__version__}; install versions of the "
+                "two that fit"
             )
 
 

@@ -11,7 +11,9 @@ from nanoflow.core.config.fields import is_int, option, require
 
 # Top-level packages of FlashAttention-3, and of FlashAttention-2 and -4.
 FLASH_PACKAGES = ("flash_attn_interface", "flash_attn")
-INSTALL_FLASH = "install FlashAttention-3 (module flash_attn_interface) or flash-attn: pip install 'nanoflow[flash]'"
+INSTALL_FLASH = (
+    "install FlashAttention-3 (module flash_attn_interface) or flash-attn: pip install 'nanoflow-engine[flash]'"
+)
 
 
 @dataclass(frozen=True)

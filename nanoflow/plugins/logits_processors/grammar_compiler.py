@@ -52,7 +52,7 @@ class GrammarCompiler:
         if find_spec("llguidance") is None:
             raise RequestError(
                 "structured_outputs needs the package llguidance, which is not installed; "
-                "run: pip install 'nanoflow[structured]'."
+                "run: pip install 'nanoflow-engine[structured]'."
             )
         if self.tokenizer is None:
             raise RequestError("structured_outputs needs a tokenizer, and the checkpoint has none.")

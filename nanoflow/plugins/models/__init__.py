@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from importlib import import_module
 
-from nanoflow.core.config.errors import CheckpointError, one_line
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.registry.component import Component, NoOptions
 from nanoflow.core.registry.hookspecs import hookimpl
@@ -24,11 +23,4 @@ def nanoflow_models() -> list[Component]:
 
 def _build(module: str, name: str, config: NoOptions, context: ModelContext) -> ModelArch:
     model: type[ModelArch] = getattr(import_module(f"nanoflow.plugins.models.{module}"), name)
-    try:
-        return model(context)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or "memory" in str(error):
-            raise CheckpointError(
-                f"There is no memory for weights of the sizes in the checkpoint's config.json ({one_line(error):.120})."
-            ) from error
-        raise
+    return model(context)

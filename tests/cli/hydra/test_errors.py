@@ -109,7 +109,7 @@ def test_a_setting_that_cannot_be_used(cli: Cli, argument: str) -> None:
 def test_a_launcher_that_is_not_installed() -> None:
     error = MissingConfigException("", missing_cfg_file="hydra/launcher/joblib", options=["basic"])
     expected = "There is no config 'hydra/launcher/joblib'; there are: basic. More come with `pip install "
-    assert sentence(error, COMMAND, Registry.load()) == f"{expected}'nanoflow[launchers]'`."
+    assert sentence(error, COMMAND, Registry.load()) == f"{expected}'nanoflow-engine[launchers]'`."
 
 
 @pytest.mark.parametrize("argument", USAGE)

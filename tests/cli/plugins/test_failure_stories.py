@@ -114,15 +114,26 @@ def test_a_config_file_that_shadows_another_package_s_plugin(cli: Cli, install: 
 def test_a_plugin_for_another_version(cli: Cli, install: Callable, specifier: str) -> None:
     """It is not imported: what it would find missing is not what is wrong."""
     source = "from nanoflow.core.contracts import WhatIsNotThere"
-    install("theirs", {"__init__.py": source}, requires=f"nanoflow[structured]{specifier}")
+    install("theirs", {"__init__.py": source}, requires=f"nanoflow-engine[structured]{specifier}")
     assert warned(cli("run", *SHORT)) == (
-        f"{WARNING}it is made for nanoflow{specifier}, and this is {VERSION}; install versions of the two that fit"
+        f"{WARNING}it is made for nanoflow-engine{specifier}, and this is {VERSION}; install versions of the two that "
+        "fit"
+    )
+
+
+@pytest.mark.parametrize("requirement", ["nanoflow", "NanoFlow[testing]>=0.1"])
+def test_a_plugin_that_would_bring_another_project(cli: Cli, install: Callable, requirement: str) -> None:
+    """`nanoflow` on the package index has the same folder in it, and would overwrite this one's."""
+    install("theirs", {"__init__.py": SCHEDULER}, requires=requirement)
+    assert warned(cli("run", *SHORT)) == (
+        f"{WARNING}its package requires 'nanoflow', which is another project on the package index; require "
+        "'nanoflow-engine' instead"
     )
 
 
 @pytest.mark.slow
 def test_a_plugin_for_this_version(cli: Cli, install: Callable) -> None:
-    install("theirs", {"__init__.py": SCHEDULER}, requires=f"nanoflow>={VERSION},<9")
+    install("theirs", {"__init__.py": SCHEDULER}, requires=f"nanoflow-engine>={VERSION},<9")
     assert cli("run", "scheduler=theirs", *SHORT).err == ""
 
 

@@ -118,4 +118,4 @@ def test_without_matplotlib(cli: Cli, sweep: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(builtins, "__import__", without)
     outcome = cli("results", str(sweep), "--plot", "x=rate", "y=ttft_ms")
-    assert "pip install 'nanoflow[plots]'" in outcome.error
+    assert "pip install 'nanoflow-engine[plots]'" in outcome.error

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,6 +66,18 @@ def test_hub_id_without_a_network(name: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with raises_sentence(CheckpointError, f"'{name}' is not a folder here and could not be had from the Hub"):
         load(name)
+
+
+def test_a_gated_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(*args: Any, **options: Any) -> str:
+        raise GatedRepoError("403", response=SimpleNamespace(headers={}, request=None))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with raises_sentence(CheckpointError, "'somebody/some-model' is gated; accept its terms", "`hf auth login`"):
+        load("somebody/some-model")
 
 
 def test_no_config(folder: Path) -> None:

@@ -371,7 +371,7 @@ def test_an_output_that_strays_ends_with_an_error(llm: LLM) -> None:
 
 def test_without_the_package(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_compiler, "find_spec", lambda name: None if name == "llguidance" else find_spec(name))
-    with raises_sentence(RequestError, "pip install 'nanoflow[structured]'"):
+    with raises_sentence(RequestError, "pip install 'nanoflow-engine[structured]'"):
         draw(llm, regex="a")
 
 
