@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 import nanoflow
+from nanoflow.core.text.load_tokenizer import load_tokenizer
 from nanoflow.core.text.tokenizer import Tokenizer
 
 MAX_TOKENS = 200
@@ -162,7 +163,7 @@ def timed(function: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
 
 
 def main() -> None:
-    tokenizer = Tokenizer.load(Path(nanoflow.__file__).parent / "assets" / "bard")
+    tokenizer = load_tokenizer(Path(nanoflow.__file__).parent / "assets" / "bard")
     assert tokenizer is not None
     libraries = {name: cls for name, cls in (("llguidance", LLGuidance), ("xgrammar", XGrammar)) if find_spec(name)}
     made = {}

@@ -115,7 +115,7 @@ class NanoflowLM(TemplateLM):
         return prefix != "" and string.startswith(prefix)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The conversation as the checkpoint's chat template writes it; see `Tokenizer.render_chat`."""
+        """The conversation as the checkpoint's chat template writes it; see `core.text.chat_template.render`."""
         return self._tokenizer.render_chat(
             chat_history, add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt,
             chat_template_kwargs=self.chat_template_args,

@@ -20,7 +20,7 @@ from nanoflow.core.loading.generation_config import eos_token_ids
 from nanoflow.core.loading.hf_config import read_config
 from nanoflow.core.loading.hub import resolve
 from nanoflow.core.sampling.logits_processors import LogitsProcessors
-from nanoflow.core.text.tokenizer import Tokenizer
+from nanoflow.core.text.load_tokenizer import load_tokenizer
 from nanoflow.testing.suite import Suite
 
 NUM_SLOTS = 12
@@ -48,7 +48,7 @@ class LogitsProcessorSuite(Suite):
         """The bundled checkpoint's tokenizer, which says how large the vocabulary is."""
         folder = resolve(BUNDLED_CHECKPOINT)
         hf_config = read_config(folder)
-        cls.tokenizer = Tokenizer.load(folder)
+        cls.tokenizer = load_tokenizer(folder)
         cls.vocab_size = cls.vocab_size or hf_config["vocab_size"]
         assert cls.tokenizer is not None
         cls.eos_token_ids = eos_token_ids(folder, hf_config, cls.vocab_size, cls.tokenizer.eos_token_id)

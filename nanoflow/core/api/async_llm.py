@@ -22,7 +22,8 @@ from nanoflow.core.engine.build import build_engine
 from nanoflow.core.engine.engine import Engine
 from nanoflow.core.engine.engine_thread import EngineThread
 from nanoflow.core.registry.registry import Registry
-from nanoflow.core.text.prompts import Message, Prompt, encode, encode_chat
+from nanoflow.core.text.chats import Message, encode_chat
+from nanoflow.core.text.prompts import Prompt, encode
 
 LONGEST_TURN = 0.1  # seconds to wait for an event loop that is busy, or has stopped
 

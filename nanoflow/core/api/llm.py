@@ -18,7 +18,8 @@ from nanoflow.core.data.messages import AddRequest
 from nanoflow.core.data.outputs import EngineStats, RequestOutput, Score
 from nanoflow.core.engine.build import build_engine
 from nanoflow.core.registry.registry import Registry
-from nanoflow.core.text.prompts import Message, Prompt, encode, encode_chats
+from nanoflow.core.text.chats import Message, encode_chats
+from nanoflow.core.text.prompts import Prompt, encode
 
 
 class LLM(Generation):
@@ -93,7 +94,7 @@ class LLM(Generation):
             sampling_params: as in `generate`.
             use_tqdm: show a progress bar.
             template: `tools`, `chat_template`, `add_generation_prompt`, `continue_final_message` and
-                `chat_template_kwargs`, as `Tokenizer.render_chat` describes them.
+                `chat_template_kwargs`, as `core.text.chat_template.render` describes them.
 
         Raises:
             RequestError: as in `generate`, or the checkpoint has no chat template, or it refuses the messages.

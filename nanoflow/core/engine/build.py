@@ -25,7 +25,7 @@ from nanoflow.core.execution.rank_executor import RankExecutor, worker_loop
 from nanoflow.core.execution.reference_executor import ReferenceExecutor
 from nanoflow.core.loading.generation_config import eos_token_ids, sampling_params
 from nanoflow.core.registry.registry import Registry
-from nanoflow.core.text.tokenizer import Tokenizer
+from nanoflow.core.text.load_tokenizer import load_tokenizer
 from nanoflow.core.warmup.precompile import precompiled
 
 
@@ -86,7 +86,7 @@ def _build_engine(
 ) -> tuple[Engine, dict[str, str]]:
     options = config.engine
     plan = make_plan(config, registry, rank_group)
-    tokenizer = Tokenizer.load(plan.folder)
+    tokenizer = load_tokenizer(plan.folder)
     of_tokenizer = tokenizer.eos_token_id if tokenizer else None
 
     def eos_token_ids_below(vocab_size: int) -> frozenset[int]:

@@ -1,7 +1,8 @@
 """Text and token ids: the tokenizer and its chat template, prompts, and text and stop strings of growing outputs."""
 
+from nanoflow.core.text.chats import Message, encode_chat, encode_chats
 from nanoflow.core.text.detokenizer import IncrementalDetokenizer
-from nanoflow.core.text.prompts import Message, Prompt, encode, encode_chat, encode_chats
+from nanoflow.core.text.prompts import Prompt, encode
 from nanoflow.core.text.stop_strings import StopStrings
 from nanoflow.core.text.tokenizer import Tokenizer
 

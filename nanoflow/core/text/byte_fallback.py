@@ -6,15 +6,43 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LENGTHS = ((0x80, 1), (0xC2, 0), (0xE0, 2), (0xF0, 3), (0xF5, 4), (0x100, 0))  # of characters that begin below a byte
 
 
-def byte_values(backend: Any) -> dict[int, int]:
-    """By token id the byte that it stands for, of a tokenizer of the tokenizers library; empty if it has none."""
-    if "ByteFallback" not in decoder_kinds(backend):
-        return {}
-    found = {backend.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
-    return {token_id: byte for token_id, byte in found.items() if token_id is not None}
+class ByteFallback:
+    """Decodes bytes, some of which may belong to no character.
+
+    Args:
+        backend: a tokenizer of the tokenizers library whose decoder knows bytes.
+    """
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        found = {backend.token_to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
+        self.values = {token_id: byte for token_id, byte in found.items() if token_id is not None}
+
+    def has_bytes(self, lists: list[list[int]]) -> bool:
+        """Whether there is a byte in any of the lists of token ids."""
+        return not all(self.values.keys().isdisjoint(token_ids) for token_ids in lists)
+
+    def decode_all(self, lists: list[list[int]], dropped: frozenset[int], anchor: list[int]) -> list[str]:
+        """The text of each list; a byte that is no part of a character is a replacement character.
+
+        Args:
+            lists: token ids.
+            dropped: special tokens to leave out.
+            anchor: the id of a letter, to put before tokens so that they don't begin a text; or none.
+        """
+
+        def is_dropped(token_id: int) -> bool:
+            return token_id in dropped or self.backend.id_to_token(token_id) is None
+
+        split = [split_at_strays(token_ids, self.values, is_dropped) for token_ids in lists]
+        flat = [anchor * (place > 0) + part for parts in split for place, part in enumerate(parts)]
+        texts = iter(self.backend.decode_batch(flat, skip_special_tokens=bool(dropped)))
+        cut = len(anchor)
+        return [REPLACEMENT.join(next(texts)[cut * (place > 0) :] for place in range(len(parts))) for parts in split]
 
 
 def decoder_kinds(backend: Any) -> list[str]:
@@ -35,7 +63,7 @@ def split_at_strays(
 
     Args:
         token_ids: of a text.
-        values: of `byte_values`.
+        values: by token id the byte that it stands for.
         is_dropped: whether the decoder leaves an id out, so that bytes before and after it are neighbours.
     """
     parts: list[list[int]] = [[]]

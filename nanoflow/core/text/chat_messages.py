@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanoflow.core.config.errors import RequestError, shown
+from nanoflow.core.text.plain_text import plain
 
 SHAPE = "{'role': ..., 'content': ...}"
 TEXT_PART = "{'type': 'text', 'text': ...}"
@@ -70,8 +71,3 @@ def _checked_part(part: Any, index: int, place: int) -> dict[str, str]:
             f"{shown(kind if kind not in TEXT_TYPES else part):.60}."
         )
     return {"type": "text", "text": plain(text)}
-
-
-def plain(value: Any) -> Any:
-    """A text of a subclass, such as NumPy's, as one of `str`; anything else as it is."""
-    return str.__str__(value) if isinstance(value, str) else value

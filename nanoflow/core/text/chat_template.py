@@ -10,10 +10,26 @@ from nanoflow.core.text.template_limits import LONGEST_TEMPLATE, TemplateLimit, 
 
 
 def render(
-    hf: Any, messages: list[dict[str, Any]], *, tools: list[Any] | None, chat_template: str | None,
-    add_generation_prompt: bool, continue_final_message: bool, chat_template_kwargs: dict[str, Any] | None,
+    hf: Any, messages: list[dict[str, Any]], *, tools: list[Any] | None = None, chat_template: str | None = None,
+    add_generation_prompt: bool = True, continue_final_message: bool = False,
+    chat_template_kwargs: dict[str, Any] | None = None,
 ) -> str:  # fmt: skip
-    """`Tokenizer.render_chat` of a Hugging Face tokenizer."""
+    """The conversation as the chat template writes it, which runs in Jinja's sandbox, as transformers does it.
+
+    Args:
+        hf: the Hugging Face tokenizer.
+        messages: `{"role": ..., "content": ...}` in the order in which they were said. A content may be a list of
+            `{"type": "text", "text": ...}`, which are joined by newlines, unless the template takes such lists
+            only.
+        tools: what the model may call: JSON schemas, or functions with type hints and docstrings.
+        chat_template: a Jinja template in place of the checkpoint's.
+        add_generation_prompt: end where the assistant begins to speak.
+        continue_final_message: end within the last message, which the model goes on with.
+        chat_template_kwargs: more variables of the template, such as `enable_thinking`.
+
+    Raises:
+        RequestError: there is no chat template, or it refuses the messages, takes too long or writes too much.
+    """
     if not (chat_template or hf.chat_template):
         raise RequestError("The checkpoint has no chat template; use generate() with a prompt instead of chat().")
     if add_generation_prompt and continue_final_message:

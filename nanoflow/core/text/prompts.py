@@ -1,15 +1,14 @@
-"""From what callers give, texts, token ids and conversations, to token ids."""
+"""From what callers give, texts or token ids, to token ids."""
 
 from __future__ import annotations
 
 from typing import Any, TypeAlias
 
 from nanoflow.core.config.errors import RequestError
-from nanoflow.core.text.chat_messages import plain
+from nanoflow.core.text.plain_text import plain
 from nanoflow.core.text.tokenizer import Tokenizer
 
 Prompt: TypeAlias = "str | list[int] | dict[str, Any]"
-Message: TypeAlias = "dict[str, Any]"
 
 
 def encode(tokenizer: Tokenizer | None, prompt: Prompt, index: int = 0) -> tuple[str | None, list[int]]:
@@ -29,39 +28,6 @@ def encode(tokenizer: Tokenizer | None, prompt: Prompt, index: int = 0) -> tuple
     ):
         raise RequestError(f"Prompt {index} must be a text or a list of token ids, got {prompt!r:.60}.")
     return None, list(token_ids)
-
-
-def encode_chats(
-    tokenizer: Tokenizer | None, messages: list[Message] | list[list[Message]], **template: Any
-) -> list[tuple[str, list[int]]]:
-    """A conversation, or each of a list of them, as the chat template writes it, and the token ids of that.
-
-    Args:
-        tokenizer: of the checkpoint.
-        messages: `{"role": ..., "content": ...}` in the order in which they were said; a content is a text or a list
-            of `{"type": "text", "text": ...}`.
-        template: as in `Tokenizer.render_chat`.
-
-    Raises:
-        RequestError: there is no chat template, or it refuses the messages.
-    """
-    tokenizer = needed(tokenizer, "chat() needs")
-    if not isinstance(messages, list | tuple) or not messages or not isinstance(messages[0], list | tuple):
-        return [encode_chat(tokenizer, messages, **template)]
-    found = []
-    for index, conversation in enumerate(messages):
-        try:
-            found.append(encode_chat(tokenizer, conversation, **template))
-        except RequestError as error:
-            raise RequestError(f"Conversation {index}: {error}") from error
-    return found
-
-
-def encode_chat(tokenizer: Tokenizer | None, messages: list[Message], **template: Any) -> tuple[str, list[int]]:
-    """`encode_chats` of one conversation."""
-    tokenizer = needed(tokenizer, "chat() needs")
-    text = tokenizer.render_chat(messages, **template)
-    return text, tokenizer.encode_chat(text)
 
 
 def needed(tokenizer: Tokenizer | None, wish: str) -> Tokenizer:

@@ -6,51 +6,30 @@ import string
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from nanoflow.core.config.errors import CheckpointError, RequestError, one_line
-from nanoflow.core.config.files import check_is_file
-from nanoflow.core.text.byte_fallback import byte_values, decoder_kinds, split_at_strays
-from nanoflow.core.text.chat_messages import plain
+from nanoflow.core.config.errors import RequestError
+from nanoflow.core.text.byte_fallback import REPLACEMENT, ByteFallback, decoder_kinds
 from nanoflow.core.text.chat_template import render
+from nanoflow.core.text.plain_text import plain
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 NUM_CONTEXT = 8  # tokens of a prompt, on which the text of the first one after it may depend
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 
 
 class Tokenizer:
-    """A Hugging Face tokenizer, reduced to what the engine needs."""
+    """A Hugging Face tokenizer, reduced to what the engine needs.
+
+    Attributes:
+        is_context_free: whether a token has the same bytes at the start of a text as after others, as byte-level ones.
+        fallback: how bytes are decoded that some characters fall back to; None if there are none.
+    """
 
     def __init__(self, hf_tokenizer: Any) -> None:
         self.hf = hf_tokenizer
         self.token_texts: dict[int, str] = {}
-
-    @classmethod
-    def load(cls, folder: Path) -> Tokenizer | None:
-        """The tokenizer in a checkpoint's folder; None if it has none, so that only token ids can be its prompts.
-
-        Raises:
-            CheckpointError: there is one, but it can't be read.
-        """
-        files = [folder / name for name in TOKENIZER_FILES if (folder / name).exists()]
-        if not files:
-            return None
-        for file in files:
-            check_is_file(file)
-        from transformers import AutoTokenizer
-
-        try:
-            # Without the last one, transformers asks on standard input whether to run code that the checkpoint brings.
-            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
-        except Exception as error:
-            if "trust_remote_code" in str(error):
-                raise CheckpointError(
-                    f"The tokenizer in {folder} needs code that the checkpoint brings, which is never run; "
-                    f"use a checkpoint with a tokenizer that transformers knows."
-                ) from None
-            raise CheckpointError(f"The tokenizer in {folder} can't be loaded ({one_line(error):.300}).") from error
+        decoder = decoder_kinds(hf_tokenizer.backend_tokenizer) if self.is_fast else []
+        self.is_context_free = decoder == ["ByteLevel"]
+        self.fallback = ByteFallback(hf_tokenizer.backend_tokenizer) if "ByteFallback" in decoder else None
 
     @property
     def is_fast(self) -> bool:
@@ -82,15 +61,6 @@ class Tokenizer:
         return frozenset(self.special_tokens.values())
 
     @cached_property
-    def is_context_free(self) -> bool:
-        """Whether a token has the same bytes at the start of a text as after others, as byte-level ones do."""
-        return self.is_fast and decoder_kinds(self.hf.backend_tokenizer) == ["ByteLevel"]
-
-    @cached_property
-    def _byte_values(self) -> dict[int, int]:
-        return byte_values(self.hf.backend_tokenizer) if self.is_fast else {}
-
-    @cached_property
     def _anchor(self) -> list[int]:
         """A token to put before others so that they don't begin a text; empty if none is needed, or fits."""
         if not self.is_fast or self.is_context_free:
@@ -111,25 +81,10 @@ class Tokenizer:
         if not self.is_fast:
             options = {"skip_special_tokens": skip_special_tokens, "clean_up_tokenization_spaces": False}
             return [self.hf.decode(token_ids, **options) for token_ids in lists]
-        if not self._byte_values or all(self._byte_values.keys().isdisjoint(token_ids) for token_ids in lists):
-            return self._decoded(lists, skip_special_tokens)
-        return self._decoded_with_bytes(lists, skip_special_tokens)
-
-    def _decoded(self, lists: list[list[int]], skip_special_tokens: bool) -> list[str]:
+        if self.fallback is not None and self.fallback.has_bytes(lists):
+            dropped = self.special_ids if skip_special_tokens else frozenset()
+            return self.fallback.decode_all(lists, dropped, self._anchor)
         return self.hf.backend_tokenizer.decode_batch(lists, skip_special_tokens=skip_special_tokens)
-
-    def _decoded_with_bytes(self, lists: list[list[int]], skip_special_tokens: bool) -> list[str]:
-        """`decode_all` of lists with bytes, some of which may belong to no character."""
-        backend = self.hf.backend_tokenizer
-
-        def is_dropped(token_id: int) -> bool:
-            return (skip_special_tokens and token_id in self.special_ids) or backend.id_to_token(token_id) is None
-
-        split = [split_at_strays(token_ids, self._byte_values, is_dropped) for token_ids in lists]
-        flat = [self._anchor * (place > 0) + part for parts in split for place, part in enumerate(parts)]
-        texts = iter(self._decoded(flat, skip_special_tokens))
-        cut = len(self._anchor)  # a letter
-        return [REPLACEMENT.join(next(texts)[cut * (place > 0) :] for place in range(len(parts))) for parts in split]
 
     def context(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> list[int]:
         """The last tokens of a prompt, on which the text of what follows may depend; none if it never does.
@@ -164,30 +119,9 @@ class Tokenizer:
             result += ways[: 1 + (ways[0] != ways[1])]
         return result
 
-    def render_chat(
-        self, messages: list[dict[str, Any]], *, tools: list[Any] | None = None, chat_template: str | None = None,
-        add_generation_prompt: bool = True, continue_final_message: bool = False,
-        chat_template_kwargs: dict[str, Any] | None = None,
-    ) -> str:  # fmt: skip
-        """The conversation as the chat template writes it, which runs in Jinja's sandbox, as transformers does it.
-
-        Args:
-            messages: `{"role": ..., "content": ...}` in the order in which they were said. A content may be a list of
-                `{"type": "text", "text": ...}`, which are joined by newlines, unless the template takes such lists
-                only.
-            tools: what the model may call: JSON schemas, or functions with type hints and docstrings.
-            chat_template: a Jinja template in place of the checkpoint's.
-            add_generation_prompt: end where the assistant begins to speak.
-            continue_final_message: end within the last message, which the model goes on with.
-            chat_template_kwargs: more variables of the template, such as `enable_thinking`.
-
-        Raises:
-            RequestError: there is no chat template, or it refuses the messages, takes too long or writes too much.
-        """
-        return render(
-            self.hf, messages, tools=tools, chat_template=chat_template, add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message, chat_template_kwargs=chat_template_kwargs,
-        )  # fmt: skip
+    def render_chat(self, messages: list[dict[str, Any]], **options: Any) -> str:
+        """The conversation as the chat template writes it; see `chat_template.render`."""
+        return render(self.hf, messages, **options)
 
     def encode_chat(self, rendered: str) -> list[int]:
         """Token ids of a rendered conversation, whose special tokens the template has written already."""

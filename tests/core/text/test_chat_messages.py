@@ -13,7 +13,8 @@ import pytest
 
 from nanoflow.core.config.errors import RequestError
 from nanoflow.core.text import template_limits
-from nanoflow.core.text.prompts import encode, encode_chat, encode_chats
+from nanoflow.core.text.chats import encode_chat, encode_chats
+from nanoflow.core.text.prompts import encode
 from nanoflow.core.text.tokenizer import Tokenizer
 from tests.core.scripted import byte_level
 from tests.core.sentences import raises_sentence

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from nanoflow.core.config.errors import CheckpointError, RequestError
 from nanoflow.core.text.detokenizer import LONGEST_PENDING, REPLACEMENT, IncrementalDetokenizer, extend_all
+from nanoflow.core.text.load_tokenizer import load_tokenizer
 from nanoflow.core.text.tokenizer import Tokenizer
 from nanoflow.testing.checkpoints import edit_json
 from tests.core.scripted import byte_level, sentencepiece_like
@@ -156,18 +157,18 @@ def test_many_are_decoded_in_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    assert Tokenizer.load(tmp_path) is None
+    assert load_tokenizer(tmp_path) is None
 
 
 def test_corrupt_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer in .* can't be loaded"):
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_loaded_from_a_folder(tmp_path: Path) -> None:
     tokenizer("merges").hf.save_pretrained(tmp_path)
-    loaded = Tokenizer.load(tmp_path)
+    loaded = load_tokenizer(tmp_path)
     assert loaded is not None
     assert loaded.encode("To be") == tokenizer("merges").encode("To be")
     assert loaded.eos_token_id == tokenizer("merges").eos_token_id
@@ -202,6 +203,6 @@ def test_code_of_a_checkpoint_never_runs(model_type: str, tmp_path: Path, monkey
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 5))
     refused = raises_sentence(CheckpointError, "needs code that the checkpoint brings, which is never run")
     with refused if model_type == "unheard-of" else nullcontext():
-        Tokenizer.load(tmp_path)
+        load_tokenizer(tmp_path)
     assert sys.stdin.read() == "y\n" * 5
     assert not marker.exists()
