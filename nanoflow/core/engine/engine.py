@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterable
 
 import xxhash
 
-from nanoflow.core.config.errors import NanoflowError, RequestError, one_line
+from nanoflow.core.config.errors import NanoflowError, RequestError
 from nanoflow.core.config.integers import nth_seed
-from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
+from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.contracts.block_manager import BlockManager
 from nanoflow.core.contracts.executor import Executor, PendingStep
 from nanoflow.core.contracts.observer import Observer
 from nanoflow.core.contracts.scheduler import Scheduler
 from nanoflow.core.data.batch import Batch
-from nanoflow.core.data.messages import AbortRequest, AddRequest, Refusal, Update
+from nanoflow.core.data.messages import AddRequest, Update
 from nanoflow.core.data.outputs import EngineStats, RequestOutput
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.engine.admission import Admission
+from nanoflow.core.engine.command_handler import CommandHandler
 from nanoflow.core.engine.observers import Observers
 from nanoflow.core.engine.output_processor import OutputProcessor
 from nanoflow.core.engine.preparation import Preparation
@@ -33,7 +34,7 @@ from nanoflow.core.text.tokenizer import Tokenizer
 logger = logging.getLogger("nanoflow")
 
 
-class Engine:
+class Engine(CommandHandler):
     """Runs requests to their end, a step at a time.
 
     Args:
@@ -93,45 +94,10 @@ class Engine:
         self.failure: BaseException | None = None
         self._stats = EngineStats()
 
-    # Requests come in.
-
-    def add_request(
-        self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, prompt: str | None = None,
-        output_kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY,
-    ) -> None:  # fmt: skip
-        """Queue a request; `step` brings its output.
-
-        Args:
-            request_id: not that of an unfinished request.
-            prompt_token_ids: at least one id, each below the vocabulary's size.
-            params: how to sample; `n` of them share the blocks of the prompt. `output_kind` is the caller's to heed.
-            prompt: its text, to be handed through to the output.
-            output_kind: whether outputs come step by step, and what they hold; by default one comes at the end.
-
-        Raises:
-            RequestError: it can't be served, with the numbers. Nothing has changed then.
-            NanoflowError: the engine failed in an earlier step.
-        """
-        self.submit(self.admission.request(request_id, prompt_token_ids, params, prompt, output_kind))
-
     def submit(self, request: AddRequest) -> None:
-        """`add_request` for one that `admission` has checked."""
+        """Queue a request that `admission` has checked; `step` brings its output. `add_request` does both."""
         self._add(request)
         self.output_processor.add(request)
-
-    def handle(self, command: AddRequest | AbortRequest) -> list[Update | Refusal]:
-        """Carry out a command whose sender has an output processor of its own, for which this returns updates."""
-        if isinstance(command, AbortRequest):
-            return self.cancel(command.request_id)
-        try:
-            self._add(command)
-        except Exception as error:  # whatever is wrong with it is told to its own caller: others go on
-            if isinstance(error, NanoflowError):
-                return [Refusal(command.request_id, str(error))]
-            logger.warning("request %s was refused", command.request_id, exc_info=error)
-            what = f"The request can't be served ({one_line(error)}); change it, or leave it out."
-            return [Refusal(command.request_id, what)]
-        return []
 
     def _add(self, command: AddRequest) -> None:
         if self.failure is not None:
