@@ -55,11 +55,12 @@ def build_engine(
         finally:
             rank_group.close()
         raise
-    if engine.executor.capabilities.device_type == "cuda":
+    if config.engine.freeze_gc and gc.get_freeze_count() == 0:
         # Requests make many objects, so that full collections come often. Each would look at all of PyTorch's, too, for
-        # 0.2 seconds in which the GPU is idle; what is there by now is left out of them until `Engine.close`.
+        # 0.2 seconds in which a GPU is idle; what is there by now is left out of them until `Engine.close`.
         gc.collect()
         gc.freeze()
+        engine.unfreezes_gc = True
     return engine, description
 
 

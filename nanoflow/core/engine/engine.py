@@ -57,6 +57,7 @@ class Engine:
         owners: of unfinished sequences by their ids: the request, and which of its sequences it is.
         incremental: ids of those sequences that are looked at token by token: they stream, or have stop strings.
         output_processor: turns what `advance` returns into outputs; may run in another thread.
+        unfreezes_gc: whether objects were frozen for it, for which the garbage collector is to look again at the end.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Engine:
         self.in_flight: deque[tuple[Batch, PendingStep]] = deque()
         self.num_requests = 0
         self.failure: BaseException | None = None
+        self.unfreezes_gc = False
         self._stats = EngineStats()
 
     # Requests come in.
@@ -329,5 +331,6 @@ class Engine:
     def close(self) -> None:
         """End the other ranks, if there are any. The engine can't run any more; may be called again."""
         self.executor.close()
-        if self.executor.capabilities.device_type == "cuda":
-            gc.unfreeze()  # what `build_engine` froze
+        if self.unfreezes_gc:
+            self.unfreezes_gc = False
+            gc.unfreeze()
