@@ -40,12 +40,14 @@ class Introduced(NamedTuple):
     folder: str
 
 
-def drive(sockets: Sequence[socket.socket], pids: Sequence[int], processes: list[subprocess.Popen[bytes]]) -> Driver:
+def drive(
+    sockets: Sequence[socket.socket], pids: Sequence[int | None], processes: list[subprocess.Popen[bytes]]
+) -> Driver:
     """Rank 0 of ranks on this host, once it has introduced them to each other.
 
     Args:
         sockets: to ranks 1, 2, ..., which call `follow`; they become the driver's links.
-        pids: their processes.
+        pids: their processes; None for one that isn't known.
         processes: the same ones, if this one has started them.
     """
     size = 1 + len(sockets)
@@ -54,7 +56,8 @@ def drive(sockets: Sequence[socket.socket], pids: Sequence[int], processes: list
     for link in links:
         link.send_bytes(folder.encode())
     return Driver(
-        file_store(folder, size), links, processes, peers=peers, pids=dict(enumerate(pids, 1)), folder=folder,
+        file_store(folder, size), links, processes, peers=peers, folder=folder,
+        pids={rank: pid for rank, pid in enumerate(pids, 1) if pid is not None},
         lifelines=lifelines,
     )  # fmt: skip
 

@@ -36,8 +36,10 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
-def peer_pid(link: socket.socket) -> int:
-    """The process at the other end of a socket of this host, as the system knows it."""
+def peer_pid(link: socket.socket) -> int | None:
+    """The process at the other end of a socket of this host; None where the system doesn't tell."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
     return struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
 
 

@@ -50,6 +50,7 @@ class Engine:
         depth: steps that may be in flight while the next is scheduled: 1 overlaps host and device, 0 does not.
         clock: gives seconds; all times of requests are read from it.
         observers: told of what happens; none of them costs nothing.
+        cache_origin: where the size of the KV cache comes from, and how to raise it.
 
     Attributes:
         admission: checks requests.
@@ -64,7 +65,7 @@ class Engine:
         self, *, executor: Executor, scheduler: Scheduler, block_manager: BlockManager, processors: LogitsProcessors,
         tokenizer: Tokenizer | None, vocab_size: int, max_model_len: int, eos_token_ids: frozenset[int],
         default_params: SamplingParams, seed: int, depth: int, clock: Callable[[], float] = time.perf_counter,
-        observers: Iterable[Observer] = (),
+        observers: Iterable[Observer] = (), cache_origin: str = "; raise engine.num_kv_blocks",
     ) -> None:  # fmt: skip
         self.executor = executor
         self.scheduler = scheduler
@@ -77,7 +78,7 @@ class Engine:
         self.processors = processors
         self.admission = Admission(
             tokenizer, processors, vocab_size, max_model_len, eos_token_ids, block_manager.num_blocks,
-            block_manager.block_size, default_params,
+            block_manager.block_size, default_params, cache_origin,
         )  # fmt: skip
         self.seed = seed
         self.depth = depth

@@ -12,7 +12,6 @@ import traceback
 from multiprocessing.connection import Connection
 
 from nanoflow.core.config.errors import NanoflowError
-from nanoflow.core.data.parallel import RankLost
 from nanoflow.core.distributed.launch import end_process, join_driver
 from nanoflow.core.distributed.processes import hang_ups
 
@@ -31,7 +30,7 @@ def main(fd: int) -> int:
 
     try:
         run_worker(config, Registry.load(), rank_group)
-    except (NanoflowError, RankLost):
+    except NanoflowError:
         return 1  # rank 0 says it
     except BaseException:
         traceback.print_exc()

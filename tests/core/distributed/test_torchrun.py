@@ -13,7 +13,7 @@ import pytest
 from torch.distributed import HashStore
 
 from nanoflow.core.config.errors import ConfigError, NanoflowError
-from nanoflow.core.distributed.torchrun import SECRET, Place, accept_ranks, join_torchrun, private_folder
+from nanoflow.core.distributed.torchrun import SECRET, accept_ranks, join_torchrun, private_folder
 from tests.core.sentences import raises_sentence
 
 SOON = 20  # seconds

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from nanoflow import LLM
+from nanoflow.core.distributed import launch
 from nanoflow.core.distributed.cores import usable_cores
+from nanoflow.core.distributed.launch import worker_environment
 from nanoflow.core.execution import threads
 from nanoflow.core.execution.threads import Threads, pick_num_threads
 from tests.core.running import engine_of, greedy
@@ -37,6 +39,14 @@ def test_large_layers_take_the_cores_that_are_idle(host: dict[str, float]) -> No
 def test_ranks_share_the_cores(host: dict[str, float]) -> None:
     assert pick_num_threads(None, LARGE, num_ranks=4) == 4
     assert pick_num_threads(None, LARGE, num_ranks=32) == 1
+
+
+def test_workers_share_the_cores_from_their_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "usable_cores", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [worker_environment(size)["OMP_NUM_THREADS"] for size in (2, 3, 16)] == ["4", "2", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert worker_environment(2)["OMP_NUM_THREADS"] == "5"
 
 
 def test_small_layers_take_one_thread(host: dict[str, float]) -> None:
