@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 ROOT = Path("/")
+LOOKS, PAUSE = 5, 0.01  # at what runs now, and seconds between two of them
 
 
 def usable_cores(root: Path = ROOT) -> int:
@@ -21,12 +23,24 @@ def usable_cores(root: Path = ROOT) -> int:
     return max(1, min([cores, *_quotas(root)]))
 
 
-def busy_cores() -> float:
-    """Cores that processes of the host wanted in the last minute; 0 where the system doesn't tell."""
+def busy_cores(root: Path = ROOT) -> float:
+    """Cores that other threads of the host want, in the last minute and still now; 0 where the system doesn't tell.
+
+    It looks a few times, for 40 ms together. What has just ended doesn't count, such as the last job of a sweep.
+    """
     try:
-        return os.getloadavg()[0]
+        last_minute = os.getloadavg()[0]
     except (AttributeError, OSError):
         return 0.0
+    now = 0
+    for look in range(LOOKS):
+        time.sleep(PAUSE if look else 0)
+        try:
+            running = (root / "proc/loadavg").read_text().split()[3].partition("/")[0]
+            now = max(now, int(running) - 1)  # this one runs, too
+        except (OSError, ValueError, IndexError):
+            return last_minute
+    return min(last_minute, now)
 
 
 def _quotas(root: Path) -> list[int]:

@@ -48,7 +48,8 @@ def pick_num_threads(wanted: int | None, layer_weights: int, num_ranks: int = 1)
     """
     if wanted is not None:
         return wanted
-    cores = usable_cores()
-    idle = max(1, round(cores - busy_cores()))
-    worth = -(-layer_weights // WEIGHTS_PER_THREAD)
-    return max(1, min(torch.get_num_threads(), idle // num_ranks, worth))
+    most = min(torch.get_num_threads(), usable_cores() // num_ranks, -(-layer_weights // WEIGHTS_PER_THREAD))
+    if most <= 1:
+        return 1
+    idle = round(usable_cores() - busy_cores())
+    return max(1, min(most, idle // num_ranks))

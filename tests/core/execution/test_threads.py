@@ -9,7 +9,7 @@ import torch
 
 from nanoflow import LLM
 from nanoflow.core.distributed import launch
-from nanoflow.core.distributed.cores import usable_cores
+from nanoflow.core.distributed.cores import busy_cores, usable_cores
 from nanoflow.core.distributed.launch import worker_environment
 from nanoflow.core.execution import threads
 from nanoflow.core.execution.threads import Threads, pick_num_threads
@@ -111,5 +111,23 @@ def test_steps_take_the_number_that_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_bundled_model_takes_one_thread() -> None:
-    with LLM(device="cpu", num_kv_blocks=8) as llm:
-        assert llm.describe()["device"] == "cpu (1 thread)"
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with LLM(device="cpu", num_kv_blocks=8) as llm:
+            assert llm.describe()["device"] == "cpu (1 thread)"
+            llm.generate([[1, 2, 3]], greedy(2), use_tqdm=False)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("load", "running", "busy"), [(8.0, 7, 6), (8.0, 1, 0), (0.5, 9, 0.5), (3.0, None, 3.0)])
+def test_what_has_just_ended_is_not_busy(
+    load: float, running: int | None, busy: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    if running is not None:
+        (tmp_path / "proc").mkdir()
+        (tmp_path / "proc/loadavg").write_text(f"{load} 0 0 {running}/157 1234")
+    assert busy_cores(tmp_path) == busy
