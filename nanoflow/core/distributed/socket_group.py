@@ -13,6 +13,7 @@ import torch
 from nanoflow.core.data.parallel import Group, RankLost
 
 DIRECT_BYTES = 64 * 1024  # of a sum; larger ones are made in parts, each by one rank
+BUFFER_BYTES = 4 * 2**20  # of a socket, as far as the system lets it have so many
 SLICE = 0.2  # seconds of waiting between two looks at the other ranks
 SILENT = 5.0  # seconds without an answer after which a rank is named
 logger = logging.getLogger("nanoflow")
@@ -32,21 +33,20 @@ class SocketGroup(Group):
     def __init__(self, rank: int, peers: Mapping[int, socket.socket], watch: Callable[[], None]) -> None:
         self.rank, self.size = rank, 1 + len(peers)
         self.peers, self.watch = dict(peers), watch
+        self.scratch = torch.empty(0, dtype=torch.uint8)  # for what comes from others; as large as the largest sum
         for peer in peers.values():
             peer.setblocking(False)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.view(-1)
-        if x.nbytes <= DIRECT_BYTES:
-            return self._sum(self._gathered(flat), flat).view(x.shape)
+        if self.size == 2 or x.nbytes <= DIRECT_BYTES:
+            self._sum(dict.fromkeys(self.peers, flat), flat)
+            return x
         shares = flat.tensor_split(self.size)
-        parts = shares[self.rank].new_empty(self.size, len(shares[self.rank]))
-        parts[self.rank] = shares[self.rank]
-        self._exchange(
-            {rank: as_bytes(shares[rank]) for rank in self.peers}, {rank: as_bytes(parts[rank]) for rank in self.peers}
-        )
-        ours = as_bytes(self._sum(parts, shares[self.rank]))
-        self._exchange(dict.fromkeys(self.peers, ours), {rank: as_bytes(shares[rank]) for rank in self.peers})
+        ours = shares[self.rank]
+        self._sum({rank: shares[rank] for rank in self.peers}, ours)
+        self._exchange(dict.fromkeys(self.peers, as_bytes(ours)), {rank: as_bytes(shares[rank]) for rank in self.peers})
         return x
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
@@ -72,12 +72,24 @@ class SocketGroup(Group):
         self._exchange(dict.fromkeys(self.peers, ours), {rank: as_bytes(parts[rank]) for rank in self.peers})
         return parts
 
-    def _sum(self, parts: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """The sum of [size, N] in the order of ranks, so that all have the same bits."""
-        torch.add(parts[0], parts[1], out=out)
+    def _sum(self, sent: Mapping[int, torch.Tensor], ours: torch.Tensor) -> None:
+        """Overwrite `ours` [N] with its sum with what the others send, in the order of ranks: all get the same bits."""
+        size = ours.nbytes
+        if self.scratch.nbytes < self.size * size:
+            with torch.inference_mode(mode=False):  # else it could be written to in that mode alone
+                self.scratch = torch.empty(self.size * size, dtype=torch.uint8)
+        rows = self.scratch[: self.size * size].view(ours.dtype).view(self.size, -1)
+        self._exchange(
+            {rank: as_bytes(part) for rank, part in sent.items()}, {rank: as_bytes(rows[rank]) for rank in self.peers}
+        )
+        parts = [ours if rank == self.rank else rows[rank] for rank in range(self.size)]
+        if self.size == 2:
+            torch.add(*parts, out=ours)
+            return
+        total = torch.add(parts[0], parts[1], out=rows[self.rank])  # which holds nothing
         for part in parts[2:]:
-            out += part
-        return out
+            total += part
+        ours.copy_(total)
 
     def _exchange(self, sent: dict[int, memoryview], received: dict[int, memoryview]) -> None:
         """Send and fill buffers, of each rank's in its own time; all of them are done when this returns.

@@ -55,6 +55,21 @@ def test_sums_and_what_is_gathered(size: int, shape: tuple[int, ...], dtype: tor
         group.close()
 
 
+def test_sums_in_and_out_of_inference_mode() -> None:
+    groups = groups_of(2)
+
+    def add(group: SocketGroup) -> list[torch.Tensor]:
+        with torch.inference_mode():
+            first = group.all_reduce(torch.ones(4))
+        return [first, group.all_reduce(torch.ones(3))]
+
+    for first, second in on_all(groups, add):
+        assert torch.equal(first, torch.full((4,), 2.0))
+        assert torch.equal(second, torch.full((3,), 2.0))
+    for group in groups:
+        group.close()
+
+
 def test_a_rank_that_is_gone_is_noticed() -> None:
     groups = groups_of(2)
     groups[1].close()
