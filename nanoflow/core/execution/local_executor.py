@@ -99,11 +99,11 @@ class LocalExecutor(Executor):
         self.inputs.release(sequence)
 
     @torch.inference_mode()
-    def submit(self, batch: Batch) -> DeviceStep:
+    def submit(self, batch: Batch) -> PendingStep:
         with self.runner.threads:
             return self._submit(batch)
 
-    def _submit(self, batch: Batch) -> DeviceStep:
+    def _submit(self, batch: Batch) -> PendingStep:
         try:
             slots, any_new = self.inputs.update(batch)
             spans = prompt_spans(batch, self.capabilities.vocab_size) if self.inputs.num_scored else []

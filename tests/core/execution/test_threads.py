@@ -98,12 +98,13 @@ def test_the_callers_number_is_left_alone() -> None:
     assert torch.get_num_threads() == before
 
 
-def test_steps_take_the_number_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("accelerate", [True, False])
+def test_steps_take_the_number_that_is_told(accelerate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     before, seen = torch.get_num_threads(), set()
-    with LLM(device="cpu", num_threads=2, num_kv_blocks=8) as llm:
-        runner = engine_of(llm).executor.runner
-        execute = runner.execute
-        monkeypatch.setattr(runner, "execute", lambda step: (seen.add(torch.get_num_threads()), execute(step))[1])
+    with LLM(device="cpu", num_threads=2, num_kv_blocks=8, accelerate=accelerate) as llm:
+        model = engine_of(llm).executor.runner.model
+        forward = model.forward
+        monkeypatch.setattr(model, "forward", lambda *args: (seen.add(torch.get_num_threads()), forward(*args))[1])
         llm.generate([[1, 2, 3]], greedy(3), use_tqdm=False)
         assert llm.describe()["device"] == "cpu (2 threads)"
     assert seen == {2}
