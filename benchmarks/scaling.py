@@ -54,7 +54,7 @@ def main() -> None:
     for size, alone in [(size, False) for size in arguments.sizes] + [(size, True) for size in arguments.alone]:
         for one_shot in arguments.one_shot if size > 1 else [0]:
             row = {"gpus": size, "one_shot_kib": one_shot, "alone": alone}
-            engine = {"one_shot_kib": one_shot, "load_format": "dummy"} | options
+            engine = {"one_shot_kib": one_shot, "load_format": "dummy", "freeze_gc": True} | options
             rows.append(row | in_a_process(arguments, engine, size, alone))
             text = table(rows, arguments.workloads)
             (arguments.out / "scaling.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

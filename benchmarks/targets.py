@@ -181,7 +181,7 @@ def main() -> None:
     rounds = Rounds(arguments.warmup, arguments.repeats)
     findings = Findings(arguments.out)
     for model in arguments.models:
-        config = config_from_options(Registry.load(), model, {"load_format": "dummy"} | options)
+        config = config_from_options(Registry.load(), model, {"load_format": "dummy", "freeze_gc": True} | options)
         names = WORKLOADS.get(model, WORKLOADS["qwen3-0.6b"])
         wanted = [name for name in names if name.startswith(tuple(arguments.parts))]
         measure_model(findings, model, config, wanted, rounds)

@@ -50,6 +50,12 @@ class EngineConfig:
         "auto", "auto: default sampling parameters from the checkpoint's generation_config.json | none: vLLM's"
     )
     overlap: bool | None = option(None, "schedule the next step while one runs; null: on a GPU")
+    num_threads: int | None = option(
+        None, "threads that each rank computes with on a CPU; null: by the model's size and the cores that are idle"
+    )
+    freeze_gc: bool = option(
+        False, "leave out what exists when the engine is built from Python's garbage collections, in the whole process"
+    )
     debug: bool = option(False, "check after each call that scheduler and block manager keep to their contracts")
 
     def __post_init__(self) -> None:
@@ -61,7 +67,7 @@ class EngineConfig:
             require(
                 getattr(self, name) in choices, f"engine.{name}", getattr(self, name), "one of " + ", ".join(choices)
             )
-        for name in ("max_model_len", "num_kv_blocks"):
+        for name in ("max_model_len", "num_kv_blocks", "num_threads"):
             value = getattr(self, name)
             require(value is None or (is_int(value) and value >= 1), f"engine.{name}", value, "an integer >= 1 or null")
         size, most = self.tensor_parallel_size, self.one_shot_kib
@@ -76,7 +82,7 @@ class EngineConfig:
                 "engine.kv_cache_gib", self.kv_cache_gib, "a number > 0 or null")  # fmt: skip
         require(is_number(self.gpu_memory_utilization) and 0 < self.gpu_memory_utilization <= 1,
                 "engine.gpu_memory_utilization", self.gpu_memory_utilization, "a number in (0, 1]")  # fmt: skip
-        for name in ("accelerate", "enforce_eager", "debug"):
+        for name in ("accelerate", "enforce_eager", "freeze_gc", "debug"):
             require(isinstance(getattr(self, name), bool), f"engine.{name}", getattr(self, name), "true or false")
         require(
             self.graph_sizes != [] and list_of(self.graph_sizes, lambda size: is_int(size) and size >= 1),

@@ -55,6 +55,10 @@ class Shard(NamedTuple):
         return (slice(None),) * self.dim + (slice(start, start + length),)
 
 
+class RankLost(RuntimeError):
+    """Another rank ended while this one exchanged something with it; that one's cause is what counts."""
+
+
 class Group(ABC):
     """How ranks exchange tensors. All of them call the same methods in the same order, with the same shapes."""
 

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
+import struct
 import subprocess
 import sys
-from multiprocessing.connection import Client, Connection, Listener
 from typing import NoReturn
 
 import torch
 
 from nanoflow.core.config.engine_config import Config
 from nanoflow.core.config.errors import ConfigError
-from nanoflow.core.data.parallel import SINGLE_RANK, ParallelContext
+from nanoflow.core.data.parallel import SINGLE_RANK
+from nanoflow.core.distributed.cores import usable_cores
+from nanoflow.core.distributed.introduction import drive, follow
 from nanoflow.core.distributed.rank_group import Driver, RankGroup, Worker
+from nanoflow.core.distributed.torchrun import join_torchrun
 
-LOCALHOST = "127.0.0.1"
+PLACE = struct.Struct("<2i")  # a worker's rank, and how many there are
 
 
 def form_rank_group(config: Config) -> RankGroup:
     """This process's part among the ranks that `engine.tensor_parallel_size` asks for, which are started if need be.
 
     Raises:
-        ConfigError: torchrun started another number of processes.
+        ConfigError: torchrun started another number of processes; or as `join_torchrun`.
     """
     size = config.engine.tensor_parallel_size
     if size == 1:
         return RankGroup(SINGLE_RANK, None)
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        return _join_torchrun(size)
+        return join_torchrun(size)
     return _start_workers(config, size)
 
 
@@ -60,14 +62,11 @@ def end_process(code: int) -> NoReturn:
 
 
 def _start_workers(config: Config, size: int) -> Driver:
-    """Rank 0 of ranks on this host. Its store would listen on all interfaces, if it were not given a socket."""
-    from torch.distributed import TCPStore
-
-    listener = socket.create_server((LOCALHOST, 0), backlog=size)
-    port, fd = listener.getsockname()[1], listener.detach()
-    store = TCPStore(LOCALHOST, port, size, is_master=True, wait_for_workers=False, master_listen_fd=fd)
-    links, processes = [], []
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    """Rank 0 of ranks on this host."""
+    if not hasattr(socket, "send_fds"):
+        raise ConfigError(f"engine.tensor_parallel_size is {size}, which this system can't do; set it to 1.")
+    sockets, processes = [], []
+    environment = worker_environment(size)
     for _ in range(1, size):
         ours, theirs = socket.socketpair()
         with theirs:
@@ -76,50 +75,29 @@ def _start_workers(config: Config, size: int) -> Driver:
             command = [sys.executable, "-m", "nanoflow.core.engine.worker", str(theirs.fileno())]
             fds = [theirs.fileno()]
             processes.append(subprocess.Popen(command, pass_fds=fds, start_new_session=True, env=environment))
-        links.append(Connection(ours.detach()))
-    for rank, link in enumerate(links, 1):
-        link.send((config, rank, size, port))
-    return Driver(store, links, processes)
+        sockets.append(ours)
+    for rank, ours in enumerate(sockets, 1):
+        ours.sendall(PLACE.pack(rank, size))
+    driver = drive(sockets, [process.pid for process in processes], processes)
+    for link in driver.links:
+        link.send(config)
+    return driver
 
 
-def join_driver(link: Connection) -> tuple[Config, Worker]:
-    """The config and the part of a process that `form_rank_group` started, from what comes first through its socket."""
-    from torch.distributed import TCPStore
-
-    config, rank, size, port = link.recv()
-    return config, Worker(ParallelContext(rank, size), TCPStore(LOCALHOST, port, size, is_master=False), link)
-
-
-def _join_torchrun(size: int) -> RankGroup:
-    """Ranks that torchrun has started, which meet at its store. If all are on one host, rank 0 listens to it alone."""
-    from torch.distributed import PrefixStore, TCPStore
-
-    rank, world_size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    if world_size != size:
-        raise ConfigError(
-            f"engine.tensor_parallel_size is {size}, but torchrun started {world_size} processes; make them equal."
-        )
-    one_host = os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    torchrun_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    whole = TCPStore(*address, size, is_master=rank == 0 and not torchrun_store, wait_for_workers=False)
-    store = PrefixStore(f"nanoflow/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", whole)
-    if rank:
-        port, key = store.get("driver").decode().split(" ")
-        link = Client((LOCALHOST if one_host else address[0], int(port)), authkey=bytes.fromhex(key))
-        link.send_bytes(b"%d" % rank)
-        return Worker(ParallelContext(rank, size), store, link, local_rank)
-    key = secrets.token_bytes(16)
-    with Listener((LOCALHOST if one_host else "", 0), backlog=size, authkey=key) as listener:
-        store.set("driver", f"{listener.address[1]} {key.hex()}")
-        arrived = [listener.accept() for _ in range(size - 1)]
-    links = {int(link.recv_bytes()): link for link in arrived}
-    for link in arrived:
-        _send_at_once(link)
-    return Driver(store, [links[other] for other in range(1, size)], [], local_rank)
+def worker_environment(size: int) -> dict[str, str]:
+    """Environment of a worker's process: it finds the same modules, and has its share of the cores for its threads."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // size)))
+    return environment
 
 
-def _send_at_once(link: Connection) -> None:
-    """Don't hold the end of a message back until its beginning is acknowledged (Nagle's algorithm)."""
-    with socket.socket(fileno=os.dup(link.fileno())) as peer:
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def join_driver(to_driver: socket.socket) -> tuple[Config, Worker, str]:
+    """The config, the part, and the ranks' folder of a process that `form_rank_group` started, from what comes first.
+
+    Raises:
+        EOFError: rank 0 is gone.
+    """
+    if len(place := to_driver.recv(PLACE.size, socket.MSG_WAITALL)) < PLACE.size:
+        raise EOFError("rank 0 is gone")
+    worker, folder = follow(*PLACE.unpack(place), to_driver)
+    return worker.link.recv(), worker, folder

@@ -7,7 +7,10 @@ one process don't know of each other.
 from __future__ import annotations
 
 import os
+import time
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -18,19 +21,20 @@ from torch._C import _distributed_c10d as c10d
 from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions, BroadcastOptions
 
 from nanoflow.core.config.errors import ConfigError
-from nanoflow.core.data.parallel import Group
+from nanoflow.core.data.parallel import Group, RankLost
 from nanoflow.core.distributed.fused_allreduce_norm import FusedAllReduceNorm
 from nanoflow.core.ops import Ops
 from nanoflow.core.ops.allreduce import EMPTY
 
 LONGEST = timedelta(minutes=10)  # that ranks may be apart, when one of them compiles kernels
 SOON = timedelta(seconds=60)  # ... and when they have just met
+SHORTEST_PAUSE, LONGEST_PAUSE = 2e-5, 2e-3  # seconds between two looks at a sum of gloo's
 ONE_SHOT_KIB = 8192  # by default; up to there sums fused with norms were faster than NCCL's on H100s
 
 
 def make_group(
     rank: int, size: int, store: dist.Store, device: torch.device, one_shot_kib: int | None, ops: Ops, *,
-    is_local: bool,
+    is_local: bool, watch: Callable[[], None] = lambda: None,
 ) -> ProcessGroup:  # fmt: skip
     """Connect to the other ranks, which call this too.
 
@@ -41,6 +45,7 @@ def make_group(
         one_shot_kib: as in the engine's options.
         ops: to sum with.
         is_local: whether all ranks are on this host.
+        watch: called while waiting on a CPU; raises if the wait is in vain.
 
     Raises:
         ConfigError: `one_shot_kib` asks for symmetric memory, and there is none here.
@@ -50,12 +55,39 @@ def make_group(
         gloo = dist.ProcessGroupGloo
         options._devices = [gloo.create_device(hostname="127.0.0.1") if is_local else gloo.create_default_device()]
         options._timeout = LONGEST
-        return ProcessGroup(gloo(store, rank, size, options), size)
+        return GlooGroup(gloo(store, rank, size, options), size, watch)
+    with environment(nccl_environment(is_local=is_local)):
+        group = _nccl_group(rank, size, store, device, one_shot_kib, ops, is_local=is_local)
+        group.open(device)
+    return group
+
+
+def nccl_environment(*, is_local: bool) -> dict[str, str]:
+    """Environment variables that NCCL and PyTorch read when a group is made."""
     # Both would use NVLink multicast where the hardware has it, which not every host lets its users do.
-    os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
-    os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
+    variables = {"NCCL_NVLS_ENABLE": "0", "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1"}
     # A lost rank is noticed by its socket. NCCL's watchdog would end this process instead of raising an error.
-    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    variables["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
+    return variables | ({"NCCL_SOCKET_IFNAME": "lo"} if is_local else {})  # no other host can reach the ranks there
+
+
+@contextmanager
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Have these environment variables for a while, except those that are set already."""
+    ours = [name for name in variables if name not in os.environ]
+    os.environ.update({name: variables[name] for name in ours})
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
+
+
+def _nccl_group(
+    rank: int, size: int, store: dist.Store, device: torch.device, one_shot_kib: int | None, ops: Ops, *,
+    is_local: bool,
+) -> ProcessGroup:  # fmt: skip
+    """`make_group` for GPUs."""
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = LONGEST
     nccl = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, options)
@@ -76,7 +108,7 @@ def make_group(
         raise ConfigError(f"engine.one_shot_kib can't be used with these GPUs ({reason}); set it to 0.")
     if rank == 0:
         told = f"These GPUs can't write to each other's memory ({reason}), so NCCL makes all sums, which takes longer."
-        warnings.warn(told, stacklevel=2)
+        warnings.warn(told, stacklevel=4)
     return ProcessGroup(nccl, size)
 
 
@@ -106,23 +138,63 @@ class ProcessGroup(Group):
         for options in (self.reduce_options, self.gather_options, self.broadcast_options):
             options.asyncOp = False  # on the current stream, not on one of the backend's own
 
+    def open(self, device: torch.device) -> None:
+        """Connect by a first sum, which else would be whichever comes first, at any time."""
+        self.all_reduce(torch.zeros(1, device=device))
+        torch.cuda.synchronize(device)
+
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
-        _wait(self.backend.allreduce([x], self.reduce_options))
+        self._wait(self.backend.allreduce([x], self.reduce_options))
         return x
 
     def all_gather(self, x: torch.Tensor) -> torch.Tensor:
         if x.numel() == 0:
             return x.new_empty(*x.shape[:-1], self.size * x.shape[-1])
         parts = x.new_empty(self.size * x.numel())
-        _wait(self.backend._allgather_base(parts, x.flatten(), self.gather_options))
+        self._wait(self.backend._allgather_base(parts, x.flatten(), self.gather_options))
         return parts.view(self.size, *x.shape).movedim(0, -2).flatten(-2).contiguous()  # a view if x's last dim is 1
 
     def broadcast(self, x: torch.Tensor) -> None:
-        _wait(self.backend.broadcast([x], self.broadcast_options))
+        self._wait(self.backend.broadcast([x], self.broadcast_options))
+
+    def _wait(self, work: Any) -> None:
+        """In the order of the current stream."""
+        if work is not None:
+            work.wait()
 
     def close(self) -> None:
         self.backend.abort()
         self.backend = None  # the end of its threads is waited for
+
+
+class GlooGroup(ProcessGroup):
+    """Ranks that exchange tensors of a CPU, on several hosts. Whoever waits can be interrupted.
+
+    Args:
+        backend, size: as in `ProcessGroup`.
+        watch: called while waiting; raises if the wait is in vain.
+    """
+
+    def __init__(self, backend: Any, size: int, watch: Callable[[], None]) -> None:
+        super().__init__(backend, size)
+        self.watch = watch
+
+    def _wait(self, work: Any) -> None:
+        """Until it is done, in slices.
+
+        Raises:
+            RankLost: a rank closed its connection.
+        """
+        pause = SHORTEST_PAUSE
+        while not work.is_completed():
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+            if pause == LONGEST_PAUSE:
+                self.watch()
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise RankLost(str(error)) from error
 
 
 class Renumbered(dist.Store):
@@ -212,9 +284,3 @@ class OneShotGroup(FusedAllReduceNorm, ProcessGroup):
             self.left.copy_(self.yes, non_blocking=True)
         self.unregister()
         super().close()
-
-
-def _wait(work: Any) -> None:
-    """In the order of the current stream on a GPU, for good on a CPU."""
-    if work is not None:
-        work.wait()

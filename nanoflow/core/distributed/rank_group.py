@@ -7,18 +7,22 @@ sockets, so the others notice it without a timeout, and none is left behind.
 
 from __future__ import annotations
 
-import select
+import os
+import shutil
 import signal
+import socket
 import subprocess
 import threading
 import time
 import weakref
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, NoReturn
 
 from nanoflow.core.config.errors import NanoflowError
-from nanoflow.core.data.parallel import ParallelContext
+from nanoflow.core.data.parallel import Group, ParallelContext
+from nanoflow.core.distributed.processes import LOOK_SECONDS, StoppedProcesses, hang_ups
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +33,6 @@ if TYPE_CHECKING:
 
 FAILED = b"!"  # begins a report; its time, a blank and the reason follow
 PATIENCE = 2.0  # seconds that reports may need to arrive, and a group to close
-HANG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)  # the other end is closed, whatever is still to be read
 LAST_SECONDS = 0.5  # that ranks have to end by themselves, who have nothing to lose
 
 
@@ -40,23 +43,37 @@ class RankGroup:
         parallel: its place, without a group, which `connect` makes.
         store: where the ranks' groups find each other; None for one that is alone.
         local_rank: its number among those of its host; None where there is but one host.
+        peers: a socket to each other rank, by its number; None where they are on several hosts.
     """
 
-    def __init__(self, parallel: ParallelContext, store: dist.Store | None, local_rank: int | None = None) -> None:
+    def __init__(
+        self, parallel: ParallelContext, store: dist.Store | None, local_rank: int | None = None,
+        peers: Mapping[int, socket.socket] | None = None,
+    ) -> None:  # fmt: skip
         self.parallel = parallel
         self.store = store
+        self.peers = peers
         self.is_local = local_rank is None
         self.local_rank = parallel.rank if local_rank is None else local_rank
 
     def connect(self, device: torch.device, one_shot_kib: int | None, ops: Ops) -> None:
         """Make the group; all ranks have to do it. Arguments as in `make_group`."""
         if self.store is not None:
-            from nanoflow.core.distributed.process_group import make_group
-
             self.barrier()  # making it waits for ever for a rank that is gone
-            place = self.parallel.rank, self.parallel.size
-            group = make_group(*place, self.store, device, one_shot_kib, ops, is_local=self.is_local)
-            self.parallel = ParallelContext(*place, group)
+            group = self._make_group(device, one_shot_kib, ops)
+            self.parallel = ParallelContext(self.parallel.rank, self.parallel.size, group)
+
+    def _make_group(self, device: torch.device, one_shot_kib: int | None, ops: Ops) -> Group:
+        if device.type == "cpu" and self.peers is not None:
+            from nanoflow.core.distributed.socket_group import SocketGroup
+
+            return SocketGroup(self.parallel.rank, self.peers, self.check)
+        from nanoflow.core.distributed.process_group import make_group
+
+        return make_group(
+            self.parallel.rank, self.parallel.size, self.store, device, one_shot_kib, ops,
+            is_local=self.is_local, watch=self.check,
+        )  # fmt: skip
 
     def minimum(self, number: int) -> int:
         """The least of all ranks' numbers; waits for theirs.
@@ -85,20 +102,26 @@ class Driver(RankGroup):
     """Rank 0 of several.
 
     Args:
-        store, local_rank: as in `RankGroup`.
+        store, local_rank, peers: as in `RankGroup`.
         links: to ranks 1, 2, ...
         processes: theirs, in the same order; none if somebody else started them.
+        pids: of other ranks' processes on this host, by rank.
+        folder: to be removed at the end.
+        lifelines: sockets that are closed at the end, and not before.
     """
 
     def __init__(
         self, store: dist.Store, links: list[Connection], processes: list[subprocess.Popen[bytes]],
-        local_rank: int | None = None,
+        local_rank: int | None = None, peers: Mapping[int, socket.socket] | None = None,
+        pids: Mapping[int, int] | None = None, folder: str | None = None, lifelines: Iterable[socket.socket] = (),
     ) -> None:  # fmt: skip
-        super().__init__(ParallelContext(0, 1 + len(links)), store, local_rank)
+        super().__init__(ParallelContext(0, 1 + len(links)), store, local_rank, peers)
         self.links, self.processes = links, processes
         self.lost = hang_ups(*links)
+        self.stopped = StoppedProcesses(pids or {})
         self.failure: str | None = None
-        self._end = weakref.finalize(self, _end, links, processes)  # at the latest when this process ends
+        # At the latest when this process ends.
+        self._end = weakref.finalize(self, _end, os.getpid(), links, processes, folder, tuple(lifelines))
 
     def send(self, message: np.ndarray) -> None:
         """Send bytes, uint8 and contiguous, to all other ranks; raises as `minimum` does."""
@@ -114,6 +137,8 @@ class Driver(RankGroup):
         replies = []
         for link in self.links:
             try:
+                while not link.poll(LOOK_SECONDS):
+                    self.check()
                 reply = link.recv_bytes()
             except (EOFError, OSError):
                 self._fail({})
@@ -134,6 +159,9 @@ class Driver(RankGroup):
             raise NanoflowError(self.failure)
         if self.lost.poll(0):
             self._fail({})
+        if (rank := self.stopped.look()) is not None:
+            pid = self.stopped.pids[rank]
+            self._raise(rank, f"its process {pid} is stopped, as by SIGSTOP, and did not go on")
 
     def raise_if_rank_lost(self) -> None:
         if self.failure is None:
@@ -169,6 +197,9 @@ class Driver(RankGroup):
                 moment, _, reason = reports[link][1:].decode().partition(" ")
                 causes.append((float(moment or 0), rank, reason or self._fate(rank)))
         _, rank, reason = min(causes, default=(0, "?", "its connection broke"))
+        self._raise(rank, reason)
+
+    def _raise(self, rank: int | str, reason: str) -> NoReturn:
         self.failure = f"Rank {rank} of {self.parallel.size} failed, and the engine with it: {reason.rstrip('.')}."
         raise NanoflowError(self.failure)
 
@@ -187,15 +218,17 @@ class Worker(RankGroup):
     """Any other rank.
 
     Args:
-        parallel, store, local_rank: as in `RankGroup`.
+        parallel, store, local_rank, peers: as in `RankGroup`.
         link: to rank 0.
+        lifeline: a socket that rank 0 closes when it ends.
     """
 
     def __init__(
-        self, parallel: ParallelContext, store: dist.Store, link: Connection, local_rank: int | None = None
-    ) -> None:
-        super().__init__(parallel, store, local_rank)
-        self.link = link
+        self, parallel: ParallelContext, store: dist.Store, link: Connection, local_rank: int | None = None,
+        peers: Mapping[int, socket.socket] | None = None, lifeline: socket.socket | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(parallel, store, local_rank, peers)
+        self.link, self.lifeline = link, lifeline
         self.lost = hang_ups(link)
 
     def minimum(self, number: int) -> int:
@@ -233,17 +266,14 @@ class Worker(RankGroup):
         return True
 
 
-def hang_ups(*links: Connection) -> select.poll:
-    """Polls for those links whose other ends are closed."""
-    poll = select.poll()
-    for link in links:
-        poll.register(link.fileno(), HANG_UP)
-    return poll
-
-
-def _end(links: list[Connection], processes: list[subprocess.Popen[bytes]]) -> None:
+def _end(
+    owner: int, links: list[Connection], processes: list[subprocess.Popen[bytes]], folder: str | None,
+    lifelines: Iterable[socket.socket],
+) -> None:  # fmt: skip
     """Let the processes end, which they do when they hear no more, and end those that can't hear."""
-    for link in links:
+    if os.getpid() != owner:  # a fork of rank 0 has no say
+        return
+    for link in (*links, *lifelines):
         link.close()
     deadline = time.monotonic() + LAST_SECONDS
     for process in processes:
@@ -252,3 +282,5 @@ def _end(links: list[Connection], processes: list[subprocess.Popen[bytes]]) -> N
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)

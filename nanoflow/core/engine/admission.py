@@ -25,6 +25,7 @@ class Admission:
         eos_token_ids: ids that end a request unless it ignores them.
         num_blocks, block_size: of the KV cache.
         default_params: how to sample where a caller says nothing.
+        cache_origin: where the size of the KV cache comes from, and how to raise it.
     """
 
     tokenizer: Tokenizer | None
@@ -35,6 +36,7 @@ class Admission:
     num_blocks: int
     block_size: int
     default_params: SamplingParams
+    cache_origin: str = "; raise engine.num_kv_blocks"
 
     def request(
         self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, prompt: str | None = None,
@@ -82,8 +84,8 @@ class Admission:
         if -(-needed // self.block_size) > self.num_blocks:
             raise RequestError(
                 f"The request needs a KV cache of {needed} tokens (prompt {length}, output up to {max_tokens}), but "
-                f"there are {self.num_blocks} blocks of {self.block_size} tokens; shorten the request, or raise "
-                f"engine.num_kv_blocks."
+                f"there are {self.num_blocks} blocks of {self.block_size} tokens{self.cache_origin}, or shorten the "
+                "request."
             )
         return max_tokens
 

@@ -14,10 +14,12 @@ from nanoflow.core.contracts.contract_checks import CheckedBlockManager, Checked
 from nanoflow.core.contracts.executor import Executor
 from nanoflow.core.contracts.observer import ObserverContext
 from nanoflow.core.contracts.scheduler import SchedulerContext
+from nanoflow.core.data.parallel import RankLost
 from nanoflow.core.distributed.launch import end_process, form_rank_group
 from nanoflow.core.distributed.rank_group import Driver, RankGroup, Worker
 from nanoflow.core.engine.engine import Engine
 from nanoflow.core.execution.build_runner import MakeProcessors, build_runner, no_processors, processors_maker
+from nanoflow.core.execution.kv_cache_size import size_origin
 from nanoflow.core.execution.local_executor import LocalExecutor
 from nanoflow.core.execution.model_runner import ModelRunner
 from nanoflow.core.execution.plan import Plan, make_plan
@@ -55,11 +57,12 @@ def build_engine(
         finally:
             rank_group.close()
         raise
-    if engine.executor.capabilities.device_type == "cuda":
+    if config.engine.freeze_gc and gc.get_freeze_count() == 0:
         # Requests make many objects, so that full collections come often. Each would look at all of PyTorch's, too, for
-        # 0.2 seconds in which the GPU is idle; what is there by now is left out of them until `Engine.close`.
+        # 0.2 seconds in which a GPU is idle; what is there by now is left out of them until `Engine.close`.
         gc.collect()
         gc.freeze()
+        engine.unfreezes_gc = True
     return engine, description
 
 
@@ -76,6 +79,8 @@ def run_worker(config: Config, registry: Registry, rank_group: Worker) -> None:
         worker_loop(runner, rank_group)
     except EOFError:
         return
+    except RankLost as error:
+        rank_group.report(error)  # rank 0 knows the cause
     except BaseException as error:
         if rank_group.report(error):
             raise
@@ -140,6 +145,7 @@ def _build_engine(
         depth=1 if async_scheduling else 0,
         clock=clock,
         observers=observers,
+        cache_origin=", " + size_origin(options, capabilities.device_type),
     )
     return engine, {
         "checkpoint": str(config.checkpoint),

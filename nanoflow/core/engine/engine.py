@@ -51,6 +51,7 @@ class Engine(CommandHandler):
         depth: steps that may be in flight while the next is scheduled: 1 overlaps host and device, 0 does not.
         clock: gives seconds; all times of requests are read from it.
         observers: told of what happens; none of them costs nothing.
+        cache_origin: where the size of the KV cache comes from, and how to raise it.
 
     Attributes:
         admission: checks requests.
@@ -58,13 +59,14 @@ class Engine(CommandHandler):
         owners: of unfinished sequences by their ids: the request, and which of its sequences it is.
         incremental: ids of those sequences that are looked at token by token: they stream, or have stop strings.
         output_processor: turns what `advance` returns into outputs; may run in another thread.
+        unfreezes_gc: whether objects were frozen for it, for which the garbage collector is to look again at the end.
     """
 
     def __init__(
         self, *, executor: Executor, scheduler: Scheduler, block_manager: BlockManager, processors: LogitsProcessors,
         tokenizer: Tokenizer | None, vocab_size: int, max_model_len: int, eos_token_ids: frozenset[int],
         default_params: SamplingParams, seed: int, depth: int, clock: Callable[[], float] = time.perf_counter,
-        observers: Iterable[Observer] = (),
+        observers: Iterable[Observer] = (), cache_origin: str = "; raise engine.num_kv_blocks",
     ) -> None:  # fmt: skip
         self.executor = executor
         self.scheduler = scheduler
@@ -77,7 +79,7 @@ class Engine(CommandHandler):
         self.processors = processors
         self.admission = Admission(
             tokenizer, processors, vocab_size, max_model_len, eos_token_ids, block_manager.num_blocks,
-            block_manager.block_size, default_params,
+            block_manager.block_size, default_params, cache_origin,
         )  # fmt: skip
         self.seed = seed
         self.depth = depth
@@ -92,6 +94,7 @@ class Engine(CommandHandler):
         self.in_flight: deque[tuple[Batch, PendingStep]] = deque()
         self.num_requests = 0
         self.failure: BaseException | None = None
+        self.unfreezes_gc = False
         self._stats = EngineStats()
 
     def submit(self, request: AddRequest) -> None:
@@ -295,5 +298,6 @@ class Engine(CommandHandler):
     def close(self) -> None:
         """End the other ranks, if there are any. The engine can't run any more; may be called again."""
         self.executor.close()
-        if self.executor.capabilities.device_type == "cuda":
-            gc.unfreeze()  # what `build_engine` froze
+        if self.unfreezes_gc:
+            self.unfreezes_gc = False
+            gc.unfreeze()

@@ -12,7 +12,7 @@ from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.contracts.logits_processor import LogitsProcessorContext
 from nanoflow.core.contracts.model import ModelArch, ModelContext
 from nanoflow.core.contracts.operations import OperationsContext
-from nanoflow.core.data.parallel import ParallelContext
+from nanoflow.core.data.parallel import ParallelContext, Shard
 from nanoflow.core.distributed.rank_group import RankGroup
 from nanoflow.core.execution import cuda_graphs as graphs
 from nanoflow.core.execution import kv_cache_size as memory
@@ -20,6 +20,7 @@ from nanoflow.core.execution.local_executor import LocalExecutor
 from nanoflow.core.execution.model_runner import ModelRunner
 from nanoflow.core.execution.out_of_memory import told_if_too_large
 from nanoflow.core.execution.plan import Plan
+from nanoflow.core.execution.threads import pick_num_threads
 from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.loading import dummy, safetensors
 from nanoflow.core.ops import Ops
@@ -86,6 +87,8 @@ def build_runner(
     def build_attention() -> AttentionBackend:
         return entry.build(attention_options, context)
 
+    num_threads = pick_num_threads(options.num_threads, layer_weights(model), rank_group.parallel.size)
+
     def runner_with(attention: AttentionBackend, num_kv_blocks: int) -> ModelRunner:
         return ModelRunner(
             model,
@@ -97,6 +100,7 @@ def build_runner(
             num_kv_blocks=num_kv_blocks,
             rank_group=rank_group,
             ops=ops,
+            num_threads=num_threads,
         )
 
     attention = build_attention()
@@ -168,6 +172,12 @@ def _reserved_bytes(
     width = -(-plan.max_model_len // options.block_size)
     shared_bytes = graphs.buffer_bytes(decodes, tokens, plan.scheduler_config.max_num_seqs, width)
     return step_bytes + memory.graph_bytes(captured_bytes, shared_bytes)
+
+
+def layer_weights(model: ModelArch) -> int:
+    """Numbers in one of a model's layers, of this rank; the vocabulary's are shared out among them."""
+    tensors = (w.target if isinstance(w, Shard) else w for w in model.weights().values() if w is not None)
+    return sum(tensor.numel() for tensor in tensors) // max(1, model.num_layers)
 
 
 def pick_attention(config: Config) -> PluginChoice | None:

@@ -55,6 +55,18 @@ def pick_num_blocks(options: EngineConfig, bytes_per_block: int, device: torch.d
     return size // bytes_per_block - 1  # the engine keeps one for itself
 
 
+def size_origin(options: EngineConfig, device_type: str) -> str:
+    """Where the number of blocks comes from: the end of a sentence that says how to have more of them."""
+    if options.num_kv_blocks is not None:
+        return "as engine.num_kv_blocks says; raise it"
+    if options.kv_cache_gib is not None:
+        return f"which fill engine.kv_cache_gib={options.kv_cache_gib:g}; raise it"
+    if device_type == "cuda":
+        share = f"engine.gpu_memory_utilization={options.gpu_memory_utilization:g}"
+        return f"which fill what weights and steps leave of {share}; raise it, or free memory of the GPU"
+    return "which fill 2 GiB or a quarter of the memory that was available, as engine.kv_cache_gib isn't set; set it"
+
+
 def measure_step(executor: LocalExecutor, config: SchedulerConfig) -> tuple[int, int]:
     """Bytes of GPU memory that the most expensive steps take beside weights and cache: one as it may be captured, and
     one whose sequences ask for everything that sampling can do, the tables of logits processors included.

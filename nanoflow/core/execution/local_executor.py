@@ -86,7 +86,7 @@ class LocalExecutor(Executor):
         width = runner.slots.block_tables_RB.shape[1]
         self.inputs = InputBatch(runner.max_num_seqs, width, runner.num_kv_blocks, self.sampler)
         self.capabilities = Capabilities(
-            device=device_name(runner.device, group.parallel.size),
+            device=device_name(runner.device, group.parallel.size, runner.threads.number),
             device_type=runner.device.type,
             vocab_size=vocab_size,
             block_size=runner.block_size,
@@ -99,7 +99,11 @@ class LocalExecutor(Executor):
         self.inputs.release(sequence)
 
     @torch.inference_mode()
-    def submit(self, batch: Batch) -> DeviceStep:
+    def submit(self, batch: Batch) -> PendingStep:
+        with self.runner.threads:
+            return self._submit(batch)
+
+    def _submit(self, batch: Batch) -> PendingStep:
         try:
             slots, any_new = self.inputs.update(batch)
             spans = prompt_spans(batch, self.capabilities.vocab_size) if self.inputs.num_scored else []

@@ -19,6 +19,7 @@ from nanoflow.core.execution.slot_state import SlotState
 from nanoflow.core.execution.step_buffer import StepBuffer, StepInput
 from nanoflow.core.execution.step_message import StepMessage
 from nanoflow.core.execution.step_output import StepOutput
+from nanoflow.core.execution.threads import Threads
 from nanoflow.core.ops import Ops
 from nanoflow.core.sampling import logprobs
 from nanoflow.core.sampling.sampling_input import RowParams
@@ -37,8 +38,10 @@ class ModelRunner:
         num_kv_blocks: blocks for sequences. The cache has one more, the last, where captured steps put padding.
         rank_group: the ranks that share the model. All of them capture and execute in the same order.
         ops: to compute with.
+        num_threads: that steps take on a CPU; None for PyTorch's own number.
 
     Attributes:
+        threads: to execute steps within.
         slots: the state that steps read and write.
         graphs: replays steps that it has a graph for; None runs all of them kernel by kernel.
     """
@@ -46,8 +49,10 @@ class ModelRunner:
     def __init__(
         self, model: ModelArch, attention: AttentionBackend, *, device: torch.device, block_size: int,
         max_num_seqs: int, max_model_len: int, num_kv_blocks: int, rank_group: RankGroup, ops: Ops,
+        num_threads: int | None = None,
     ) -> None:  # fmt: skip
         self.ops = ops
+        self.threads = Threads(num_threads if device.type == "cpu" else None)
         self.rank_group = rank_group
         self.model = model
         self.attention = attention
@@ -169,7 +174,7 @@ class ModelRunner:
 
     def device_name(self) -> str:
         """What the device is called."""
-        return device_name(self.device)
+        return device_name(self.device, num_threads=self.threads.number)
 
     def close(self) -> None:
         """End the other ranks, if there are any. Nothing can be executed then; may be called again."""

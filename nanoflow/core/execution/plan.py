@@ -144,7 +144,9 @@ def pick_max_model_len(wanted: int | None, hf_config: dict[str, Any], positions_
     return wanted or limit
 
 
-def device_name(device: torch.device, count: int = 1) -> str:
-    """What to call so many of the device in reports."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.get_num_threads()} threads)"
+def device_name(device: torch.device, count: int = 1, num_threads: int | None = None) -> str:
+    """What to call so many of the device in reports; on a CPU with the threads that each computes with."""
+    threads = torch.get_num_threads() if num_threads is None else num_threads
+    on_cpu = f"cpu ({threads} thread{'s' if threads > 1 else ''})"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else on_cpu
     return name if count == 1 else f"{count} x {name}"

@@ -58,6 +58,8 @@ def worker_loop(runner: ModelRunner, worker: Worker) -> NoReturn:
     Raises:
         EOFError: there is no more.
     """
+    if runner.threads.number is not None:
+        torch.set_num_threads(runner.threads.number)  # this process is the rank's own
     while True:
         handle(runner, worker, worker.receive())
 

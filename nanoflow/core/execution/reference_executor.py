@@ -41,10 +41,9 @@ class ReferenceExecutor(LocalExecutor):
     are `LocalExecutor`'s, which keeps by slot what such sequences ask for.
     """
 
-    @torch.inference_mode()
-    def submit(self, batch: Batch) -> PendingStep:
+    def _submit(self, batch: Batch) -> PendingStep:
         if not all(map(self._is_plain, batch.sequences)):
-            return super().submit(batch)
+            return super()._submit(batch)
         for sequence in batch.preempted:
             self.release(sequence)
         runner, device = self.runner, self.runner.device

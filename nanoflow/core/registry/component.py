@@ -78,7 +78,7 @@ class Entry:
             built = self.component.build(config, context)
         except NanoflowError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).parent.name}/{Path(place.filename).name}:{place.lineno}"
             raise PluginError(
@@ -93,7 +93,7 @@ class Entry:
         return built
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of an error's message, after its class where it is not meant for the user."""
     text = str(error).splitlines()[0] if str(error) else "no message"
     return text if isinstance(error, NanoflowError) else f"{type(error).__name__}: {text}"

@@ -74,7 +74,7 @@ class Contract:
         if news:
             raise PluginError(f"it is made for contract {declared}, and this is contract {self.version}. {_told(news)}")
 
-    def explanation(self, error: Exception) -> str:
+    def explanation(self, error: BaseException) -> str:
         """The changes from which this error of an import follows, as sentences; empty if it follows from none."""
         text = str(error)
         return _told(c for c in self.changes if isinstance(error, ImportError) and any(t in text for t in c.traces))

@@ -6,6 +6,7 @@ A broken third-party plugin is left out with a sentence that says why, so that i
 from __future__ import annotations
 
 import dataclasses
+import dis
 import inspect
 import os
 import pkgutil
@@ -21,7 +22,7 @@ import pluggy
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from nanoflow.core.config.errors import PluginError, did_you_mean
+from nanoflow.core.config.errors import PluginError, did_you_mean, shown
 from nanoflow.core.config.version import DISTRIBUTION, __version__
 from nanoflow.core.registry.component import Component, Entry, reason_of
 from nanoflow.core.registry.contract import Contract
@@ -29,6 +30,8 @@ from nanoflow.core.registry.hookspecs import CONFIG_PACKAGES, PROJECT, plugin_ma
 from nanoflow.core.registry.roles import Role, Roles
 
 BLOCK = "NANOFLOW_BLOCK"  # environment variable: names of plugins to leave alone, with commas between them
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")  # of a component
 
 
 class EntryPoint(Protocol):
@@ -87,14 +90,18 @@ class Discovery:
             name, package, version = point.name, *origin(point)
             try:
                 self._register(point, key=f"{package}:{name}")  # two packages may name their entry points alike
-            except Exception as error:
+            except BaseException as error:
+                if interrupted(error):
+                    raise
                 self._leave_out(name, package, version, error)
             else:
                 sources.append(Source(f"{package}:{name}", name, package, version))
         for source in sources:
             try:
                 entries, folders = list(self._entries(source)), list(self._config_packages(source))
-            except Exception as error:
+            except BaseException as error:
+                if interrupted(error):
+                    raise
                 self._leave_out(source.name, source.package, source.version, error)
             else:
                 self.found.entries += entries
@@ -122,7 +129,7 @@ class Discovery:
         self.contract.check(plugin, [role.name for role in self.roles.values() if role.hook in hooks])
         self.manager.register(plugin, key)
 
-    def _leave_out(self, name: str, package: str, version: str, error: Exception) -> None:
+    def _leave_out(self, name: str, package: str, version: str, error: BaseException) -> None:
         parts = (reason_of(error), self.contract.explanation(error))
         problem = f"Plugin {name!r} of {package} {version} was left out: {'. '.join(filter(None, parts))}"
         if self.strict:
@@ -151,6 +158,16 @@ class Discovery:
                     raise TypeError(f"hook {hook} returned {type(answer).__name__}, not a list")
                 results += answer
         return results
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether it is a Ctrl-C of the user's, and not what a plugin raises by itself, whatever that is."""
+    if not isinstance(error, KeyboardInterrupt) or error.__traceback__ is None:
+        return False
+    place = error.__traceback__
+    while place.tb_next is not None:
+        place = place.tb_next
+    return place.tb_frame.f_code.co_code[place.tb_lasti] != dis.opmap["RAISE_VARARGS"]
 
 
 def builtin_packages() -> list[str]:
@@ -223,6 +240,11 @@ def _hooks_of(plugin: Any, manager: pluggy.PluginManager, known: list[str]) -> I
 def _check_component(role: Role, component: Any) -> None:
     if not isinstance(component, Component):
         raise TypeError(f"hook {role.hook} returned a list with a {type(component).__name__}, not a Component")
+    if not isinstance(component.name, str) or NAME.fullmatch(component.name) is None:
+        raise PluginError(
+            f"a component of hook {role.hook} is called {shown(component.name):.60}; a name begins with a letter, and "
+            "letters, digits, '_', '-' and '.' may follow"
+        )
     if not dataclasses.is_dataclass(component.config):
         raise TypeError(f"the config of {role.name}={component.name} is not a dataclass")
     if not issubclass(component.config, role.options):

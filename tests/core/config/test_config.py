@@ -97,6 +97,8 @@ ENGINE_REFUSED: dict[str, list[Any]] = {
     "gpu_memory_utilization": [0, -0.1, 1.1, NAN, None, "0.9", True],
     "accelerate": [0, None, "true"],
     "enforce_eager": [0, None, "true"],
+    "num_threads": [0, -1, 1.5, "2", True],
+    "freeze_gc": [0, None, "true"],
     "debug": [0, None, "true"],
     "tensor_parallel_size": [0, -1, 1.5, None, "2", True],
     "one_shot_kib": [-1, 1.5, "64", True],
@@ -121,6 +123,8 @@ ENGINE_TAKEN: dict[str, list[Any]] = {
     "one_shot_kib": [None, 0, 512],
     "graph_sizes": [None, [1], [4, 2]],
     "graph_tokens": [None, [], [64, 32]],
+    "num_threads": [None, 1, 64],
+    "freeze_gc": [True, False],
     "overlap": [None, True, False],
     "device": ["auto", "cpu", "cuda", "cuda:1"],
 }

@@ -66,6 +66,7 @@ def test_where_one_rank_shares_no_memory_all_take_nccl(monkeypatch: pytest.Monke
     monkeypatch.setattr(dist, "ProcessGroupNCCL", NCCL, raising=False)
     monkeypatch.setattr(process_group, "OneShotGroup", OneShot)
     monkeypatch.setattr(OneShot, "unregistered", [])
+    monkeypatch.setattr(ProcessGroup, "open", lambda self, device: None)
     device = torch.device("cuda", 0)
 
     def groups(one_shot_kib: int | None) -> list[ProcessGroup]:

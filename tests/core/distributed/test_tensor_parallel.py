@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -75,11 +76,12 @@ def test_chunks_preemption_and_overlap(oracle: Oracle, pair: LLM) -> None:
     assert pair.describe()["device"].startswith("2 x cpu")
 
 
-def test_only_this_host_can_connect(pair: LLM) -> None:
-    """The ranks' store asks nobody who they are."""
-    found = [address for pid in (os.getpid(), *pids(pair)) for address in listening(pid)]
-    assert found
-    assert set(found) == {"0100007F"}  # 127.0.0.1
+def test_nobody_can_connect(pair: LLM) -> None:
+    """Ranks of one host have no port, and their folder is their user's alone."""
+    assert [address for pid in (os.getpid(), *pids(pair)) for address in listening(pid)] == []
+    rank_group = engine_of(pair).executor.runner.rank_group
+    (folder,) = {Path(rank_group.store.path).parent}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def listening(pid: int) -> list[str]:

@@ -95,13 +95,41 @@ def test_no_object_is_kept(llm: LLM) -> None:
     assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
 
 
-def test_an_engine_on_a_gpu_leaves_the_garbage_collector_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is there when it is built is left out of collections until it is closed."""
-    engine = LLM(dtype="float32", num_kv_blocks=8).engine
-    monkeypatch.setattr(engine.executor, "capabilities", replace(engine.executor.capabilities, device_type="cuda"))
+def frozen_by(llm: LLM, monkeypatch: pytest.MonkeyPatch, *, freeze_gc: bool) -> Engine:
+    """The engine, as if it were just built with that option."""
+    engine = engine_of(llm)
     monkeypatch.setattr(build, "_build_engine", lambda *_: (engine, {}))
-    built, _ = build.build_engine(Config(engine=EngineConfig(device="cpu")), Registry.load())
+    config = Config(engine=EngineConfig(device="cpu", freeze_gc=freeze_gc))
+    built, _ = build.build_engine(config, Registry.load())
     assert isinstance(built, Engine)
+    return built
+
+
+def test_an_engine_leaves_the_garbage_collector_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there when it is built is left out of collections until it is closed, if an option says so."""
+    llm = LLM(dtype="float32", num_kv_blocks=8)
+    assert gc.get_freeze_count() == 0
+    built = frozen_by(llm, monkeypatch, freeze_gc=True)
     assert gc.get_freeze_count() > 0
     built.close()
+    assert gc.get_freeze_count() == 0
+
+
+def test_no_engine_touches_what_others_froze(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = LLM(dtype="float32", num_kv_blocks=8)
+    gc.freeze()
+    try:
+        count = gc.get_freeze_count()
+        for freeze_gc in (True, False):
+            frozen_by(llm, monkeypatch, freeze_gc=freeze_gc).close()
+            assert 0 < gc.get_freeze_count() <= count
+    finally:
+        gc.unfreeze()
+
+
+def test_without_the_option_nothing_is_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = LLM(dtype="float32", num_kv_blocks=8)
+    capabilities = replace(engine_of(llm).executor.capabilities, device_type="cuda")
+    monkeypatch.setattr(engine_of(llm).executor, "capabilities", capabilities)
+    frozen_by(llm, monkeypatch, freeze_gc=False)
     assert gc.get_freeze_count() == 0

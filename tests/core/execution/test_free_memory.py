@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from nanoflow import LLM, SamplingParams
 from nanoflow.core.config.engine_config import EngineConfig
-from nanoflow.core.config.errors import ConfigError
+from nanoflow.core.config.errors import ConfigError, RequestError
 from nanoflow.core.execution import kv_cache_size
 from nanoflow.core.execution.free_memory import Memory, available_memory
-from nanoflow.core.execution.kv_cache_size import pick_num_blocks
+from nanoflow.core.execution.kv_cache_size import pick_num_blocks, size_origin
 from tests.core.sentences import raises_sentence
 
 CPU, GIB = torch.device("cpu"), 2**30
@@ -85,3 +88,22 @@ def test_too_little_says_where_the_size_comes_from(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(kv_cache_size, "available_memory", lambda: Memory(4096, "what a test calls available"))
     with raises_sentence(ConfigError, "1,024 bytes", "a quarter of 4,096 bytes: what a test calls available"):
         pick_num_blocks(EngineConfig(), 1024, CPU, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "device_type", "words"),
+    [
+        ({"num_kv_blocks": 3, "kv_cache_gib": 1.0}, "cpu", "as engine.num_kv_blocks says; raise it"),
+        ({"kv_cache_gib": 0.5}, "cuda", "which fill engine.kv_cache_gib=0.5; raise it"),
+        ({"gpu_memory_utilization": 0.7}, "cuda", "engine.gpu_memory_utilization=0.7; raise it, or free memory"),
+        ({}, "cpu", "2 GiB or a quarter of the memory that was available, as engine.kv_cache_gib isn't set; set it"),
+    ],
+)
+def test_what_to_change_for_more_blocks(options: dict[str, Any], device_type: str, words: str) -> None:
+    assert words in size_origin(EngineConfig(**options), device_type)
+
+
+def test_a_request_that_does_not_fit_is_told_why_the_cache_is_so_small() -> None:
+    words = "5 blocks of 16 tokens, which fill engine.kv_cache_gib=0.0006; raise it, or shorten the request."
+    with LLM(device="cpu", kv_cache_gib=0.0006) as llm, pytest.raises(RequestError, match=re.escape(words)):
+        llm.generate([[1] * 100], SamplingParams(max_tokens=100), use_tqdm=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +38,7 @@ def plugin(answer: Any, role: str = "attention") -> Any:
     """A plugin whose hook for `role` returns `answer`, or raises it."""
 
     def hook() -> Any:
-        if isinstance(answer, Exception):
+        if isinstance(answer, BaseException):
             raise answer
         return answer
 
@@ -140,6 +141,56 @@ def raises_broken(problem: str) -> Any:
     import re
 
     return pytest.raises(PluginError, match=f"^{re.escape(problem)}$")
+
+
+class Odd(BaseException):
+    """No `Exception`."""
+
+
+def imported_with(error: BaseException) -> Any:
+    """An entry point whose import raises that."""
+
+    def load() -> Any:
+        raise error
+
+    return SimpleNamespace(name="bad", dist=entry_point(None, "bad", "bad-package").dist, load=load)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), Odd("x"), GeneratorExit()])
+def test_a_plugin_ends_nothing_whatever_it_raises(error: BaseException) -> None:
+    for points in ([imported_with(error)], [entry_point(plugin(error), "bad", "bad-package")]):
+        (problem,) = Registry.load(extra=points).problems
+        what = f"{type(error).__name__}: {error if str(error) else 'no message'}"
+        assert problem == f"Plugin 'bad' of bad-package 1.2.3 was left out: {what}"
+        with raises_broken(problem):
+            Registry.load(strict=True, extra=points)
+
+
+def test_ctrl_c_while_plugins_are_imported_is_the_users() -> None:
+    def load() -> Any:
+        signal.raise_signal(signal.SIGINT)
+
+    point = SimpleNamespace(name="slow", dist=entry_point(None, "slow", "slow-package").dist, load=load)
+    with pytest.raises(KeyboardInterrupt):
+        Registry.load(extra=[point])
+
+
+@pytest.mark.parametrize("name", ["../../x\n", 5, "", "a b", "-x", "a=b", None, "x" * 100 + "/", ["a"]])
+def test_names_that_cannot_be_written(name: Any) -> None:
+    registry = load([component(name)], [component("fine")])
+    (problem,) = registry.problems
+    assert problem.startswith("Plugin 'p0' of package0 1.2.3 was left out: a component of hook nanoflow_attention_")
+    assert problem.isprintable()
+    assert "fine" in names(registry)
+
+
+def test_a_plugin_that_leaves_while_it_is_built() -> None:
+    def build(config: Any, context: Any) -> Any:
+        raise SystemExit(3)
+
+    entry = load([component(build=build)]).get("attention", "theirs")
+    with raises_sentence(PluginError, "attention=theirs from package0 1.2.3 could not be built: SystemExit: 3"):
+        entry.build(NoOptions(), None)
 
 
 def test_a_broken_plugin_does_not_stop_those_after_it() -> None:
