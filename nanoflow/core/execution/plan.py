@@ -14,7 +14,7 @@ from nanoflow.core.config.errors import CheckpointError, ConfigError, shown
 from nanoflow.core.config.fields import is_int
 from nanoflow.core.distributed.launch import rank_device
 from nanoflow.core.distributed.rank_group import RankGroup
-from nanoflow.core.layers.rope import stretched_length
+from nanoflow.core.layers.rope_settings import stretched_length
 from nanoflow.core.loading.hf_config import HFConfig, read_config, stored_dtype
 from nanoflow.core.loading.hub import resolve
 from nanoflow.core.loading.safetensors import has_own_head

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nanoflow.core.contracts.model import ModelContext
-from nanoflow.core.layers.rope import inverse_frequencies
+from nanoflow.core.layers.rope_settings import inverse_frequencies
 from nanoflow.core.ops.attention import Rotation
 
 

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from nanoflow.core.config.errors import CheckpointError
 from nanoflow.core.execution.plan import pick_max_model_len
-from nanoflow.core.layers.rope import inverse_frequencies, rope_parameters, stretched_length
+from nanoflow.core.layers.rope_settings import inverse_frequencies, rope_parameters, stretched_length
 from tests.core.sentences import raises_sentence
 
 HEAD_DIM = 16
