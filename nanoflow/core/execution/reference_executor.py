@@ -41,6 +41,11 @@ class ReferenceExecutor(LocalExecutor):
     are `LocalExecutor`'s, which keeps by slot what such sequences ask for.
     """
 
+    @torch.inference_mode()
+    def submit(self, batch: Batch) -> PendingStep:
+        with self.runner.threads:
+            return self._submit(batch)
+
     def _submit(self, batch: Batch) -> PendingStep:
         if not all(map(self._is_plain, batch.sequences)):
             return super()._submit(batch)
