@@ -105,6 +105,8 @@ ENGINE_REFUSED: dict[str, list[Any]] = {
     "graph_sizes": [[], [0], [1.5], 8, "8"],
     "graph_tokens": [[0], [1.5], 8, "8"],
     "overlap": [0, 1, "true"],
+    "revision": ["", 5, True, ["main"]],
+    "tokenizer": ["", 5, True, ["a/b"]],
     "device": [None, 0, 1.5, True],
 }
 ENGINE_TAKEN: dict[str, list[Any]] = {
@@ -126,6 +128,8 @@ ENGINE_TAKEN: dict[str, list[Any]] = {
     "num_threads": [None, 1, 64],
     "freeze_gc": [True, False],
     "overlap": [None, True, False],
+    "revision": [None, "main"],
+    "tokenizer": [None, "a/b"],
     "device": ["auto", "cpu", "cuda", "cuda:1"],
 }
 
