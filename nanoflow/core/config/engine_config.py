@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from nanoflow.core.config.errors import shown
 from nanoflow.core.config.fields import is_int, is_number, list_of, make_plain, option, require
 
 BUNDLED_CHECKPOINT = "bard"
@@ -92,7 +93,8 @@ class EngineConfig:
         for name in ("accelerate", "enforce_eager", "freeze_gc", "debug"):
             require(isinstance(getattr(self, name), bool), f"engine.{name}", getattr(self, name), "true or false")
         require(
-            self.graph_sizes != [] and list_of(self.graph_sizes, lambda size: is_int(size) and size >= 1),
+            list_of(self.graph_sizes, lambda size: is_int(size) and size >= 1)
+            and (self.graph_sizes is None or len(self.graph_sizes) > 0),
             "engine.graph_sizes", self.graph_sizes, "a list of integers >= 1, or null",
         )  # fmt: skip
         require(
@@ -124,7 +126,7 @@ class SchedulerConfig:
         make_plain(self)
         seqs, tokens = self.max_num_seqs, self.max_num_batched_tokens
         require(is_int(seqs) and seqs >= 1, "scheduler.max_num_seqs", seqs, "an integer >= 1")
-        wanted = f"an integer >= max_num_seqs ({seqs}), so that no decode starves, or null"
+        wanted = f"an integer >= max_num_seqs ({shown(seqs)}), so that no decode starves, or null"
         fits = tokens is None or (is_int(tokens) and tokens >= seqs)
         require(fits, "scheduler.max_num_batched_tokens", tokens, wanted)
 

@@ -81,11 +81,12 @@ class StructuredOutputsParams:
             value = getattr(self, name)
             require(value is None or (isinstance(value, str) and value != ""), name, value, f"{kind}, a non-empty text")
             require(value is None or _is_valid_text(value), name, value, f"{kind} in valid Unicode")
-        require(self.choice != [] and list_of(self.choice, lambda s: isinstance(s, str) and s != ""), "choice",
+        is_list = list_of(self.choice, lambda s: isinstance(s, str) and s != "")
+        require(is_list and (self.choice is None or len(self.choice) > 0), "choice",
                 self.choice, "a non-empty list of non-empty texts")  # fmt: skip
         require(list_of(self.choice, _is_valid_text), "choice", self.choice, "texts in valid Unicode")
         require(isinstance(self.json_object, bool), "json_object", self.json_object, "true or false")
-        given = [name for name in field_names(type(self)) if getattr(self, name) not in (None, False)]
+        given = [name for name in field_names(type(self)) if self._has(name)]
         if len(given) != 1:
             raise ConfigError(
                 f"structured_outputs must have exactly one of {', '.join(field_names(type(self)))}, "
@@ -95,7 +96,11 @@ class StructuredOutputsParams:
     @property
     def kind(self) -> str:
         """The name of the one field that is set."""
-        return next(name for name in field_names(type(self)) if getattr(self, name) not in (None, False))
+        return next(name for name in field_names(type(self)) if self._has(name))
+
+    def _has(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value is not None and value is not False
 
 
 def _schema_of(model: Any) -> Any:
@@ -231,7 +236,7 @@ class SamplingParams:
                 and all(is_number(value) and -100 <= value <= 100 for value in bias.values())),
                 "logit_bias", bias, "a map from token ids >= 0 to numbers in [-100, 100]")  # fmt: skip
         allowed = self.allowed_token_ids
-        require(allowed is None or (bool(allowed) and list_of(allowed, lambda i: is_int(i) and i >= 0)),
+        require(allowed is None or (list_of(allowed, lambda i: is_int(i) and i >= 0) and len(allowed) > 0),
                 "allowed_token_ids", allowed, "a list of integers >= 0, at least one")  # fmt: skip
         require(list_of(self.bad_words, lambda s: isinstance(s, str) and s.strip() != ""), "bad_words",
                 self.bad_words, "a list of texts that are not blank")  # fmt: skip

@@ -93,7 +93,7 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, ValueError):  # no such name, or no text in valid Unicode
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"engine.device must be auto, cpu, cuda or cuda:N, got {name!r}.")
+        raise ConfigError(f"engine.device must be auto, cpu, cuda or cuda:N, got {name!r:.80}.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"engine.device={name} asks for a GPU, but there are {torch.cuda.device_count()} here; use cpu."
