@@ -9,6 +9,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
+MOST_COMPARED = 80  # letters of a name
 MOST_SHOWN = 500  # characters of a value in a message
 SHORTENED = reprlib.Repr()  # for long lists, of which all the rest is not even written
 
@@ -35,7 +36,7 @@ class RequestError(NanoflowError, ValueError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known name closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name[:MOST_COMPARED], list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 

@@ -63,12 +63,13 @@ def strange_values() -> tuple[Callable[[], Any], ...]:
         frozenset("a"), range(3), iter([1]), {}, {"a": 1}, {1: 1.0}, {"1": 1}, {1: math.nan}, {10**400: 1}, {"²": 1},
         {"9" * 5000: 1}, {None: None}, {"\ud800": {}}, {"bad_words": {}}, object(), object, len, lambda: 1, Unprintable,
         Unprintable(), [Unprintable()], {"a": Unprintable()},
-        np.int64(3), np.int8(-1), np.uint64(2**64 - 1), np.float32(0.5), np.float64(math.nan), np.float16(1), np.bool_(True),
-        np.str_("a"), np.bytes_(b"a"), np.array([1, 2]), np.array([0.5]), np.array([]), np.array(1), np.ones((2, 2)),
-        np.array(["a"]), np.array([None]), [np.int64(1)], [np.float32(1)], {np.int64(1): np.float32(1)}, np.datetime64("2020"),
-        torch.tensor(1), torch.tensor(0.5), torch.tensor([1, 2]), torch.ones(2, 2), torch.tensor([True]), torch.float16,
-        torch.tensor([1.0], requires_grad=True), torch.eye(2).to_sparse(), torch.empty(2, device="meta"), [torch.tensor(1)],
-        torch.device("cpu"), list(range(10**4)), "x" * 10**5,
+        np.int64(3), np.int8(-1), np.uint64(2**64 - 1), np.float32(0.5), np.float64(math.nan), np.float16(1),
+        np.bool_(True), np.str_("a"), np.bytes_(b"a"), np.array([1, 2]), np.array([0.5]), np.array([]), np.array(1),
+        np.ones((2, 2)), np.array(["a"]), np.array([None]), [np.int64(1)], [np.float32(1)],
+        {np.int64(1): np.float32(1)}, np.datetime64("2020"), torch.tensor(1), torch.tensor(0.5), torch.tensor([1, 2]),
+        torch.ones(2, 2), torch.tensor([True]), torch.tensor([1.0], requires_grad=True), torch.eye(2).to_sparse(),
+        torch.empty(2, device="meta"), [torch.tensor(1)], torch.float16, torch.device("cpu"), list(range(10**4)),
+        "x" * 10**5,
     ]  # fmt: skip
     makers = [lambda value=value: value for value in values]
     return (*makers, lambda: nested(20_000), lambda: nested(20_000, as_list=True))
