@@ -55,7 +55,7 @@ def _homes_of_names(registry: Registry, options: dict[str, Any]) -> dict[str, st
     known = dict.fromkeys(field_names(EngineConfig), "engine")
     for role in in_config(roles, "one"):
         name = options.get(role, roles[role].default)
-        if name != AUTO:
+        if not (isinstance(name, str) and name == AUTO):
             for field in field_names(registry.get(role, name).component.config):
                 known.setdefault(field, role)
     return known | {role: role for role in in_config(roles)}

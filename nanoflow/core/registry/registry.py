@@ -97,9 +97,10 @@ class Registry:
         entry = self._entries[role].get(name) if isinstance(name, str) else None
         if entry is None:
             known = sorted(self._entries[role])
+            hint = did_you_mean(name, known) if isinstance(name, str) else ""
             raise PluginError(
-                f"There is no {self.roles[role].noun} called {shown(name)}; installed are: {', '.join(known) or 'none'}."
-                f"{did_you_mean(name, known) if isinstance(name, str) else ''}{self._blocked_hint()}"
+                f"There is no {self.roles[role].noun} called {shown(name)}; "
+                f"installed are: {', '.join(known) or 'none'}.{hint}{self._blocked_hint()}"
             )
         return entry
 

@@ -21,6 +21,7 @@ from tests.core.api.strange_values import draw, random_schema_bomb, strange_valu
 from tests.core.config.test_config import ENGINE_TAKEN, SAMPLING_TAKEN
 from tests.core.running import greedy, tokens
 
+NUM_DRAWS = 5000
 REGISTRY = Registry.load()
 SCHEMAS = [{}, '{"type": "object"}']
 TAKEN: dict[type, dict[str, list[Any]]] = {
@@ -61,7 +62,7 @@ def test_every_field_takes_or_refuses_every_value(config: type) -> None:
 @pytest.mark.parametrize("config", TAKEN)
 def test_random_values(config: type) -> None:
     rng = random.Random(0)
-    for _ in range(5000):
+    for _ in range(NUM_DRAWS):
         made(config, draw(rng, config, TAKEN[config]))
 
 
@@ -98,20 +99,20 @@ def serve(llm: LLM, prompt: Any, params: Any, **options: Any) -> None:
 def test_random_parameters_are_served_or_refused(llm: LLM) -> None:
     rng, num_made = random.Random(1), 0
     before = tokens(llm.generate("HAMLET:", greedy(8), use_tqdm=False))
-    for _ in range(3000):
+    for _ in range(600):
         values = {name: rng.choice(good) for name, good in SAFE.items()} | draw(rng, SamplingParams, SAMPLING_TAKEN)
         values["n"] = 1  # its limit is another matter
         if (params := made(SamplingParams, values)) is not None:
-            serve(llm, "HAMLET:", params)
+            serve(llm, "HAMLET:", params if params.max_tokens in (1, 2) else params.clone(max_tokens=2, min_tokens=0))
             num_made += 1
-    assert num_made > 300
+    assert num_made > 60
     assert tokens(llm.generate("HAMLET:", greedy(8), use_tqdm=False)) == before
 
 
 @pytest.mark.slow
 def test_random_schemas_are_served_or_refused(llm: LLM) -> None:
     rng = random.Random(2)
-    for _ in range(1000):
+    for _ in range(300):
         if (structured := made(StructuredOutputsParams, {"json": random_schema_bomb(rng)})) is not None:
             serve(llm, "HAMLET:", SamplingParams(max_tokens=2, structured_outputs=structured))
 
