@@ -81,7 +81,7 @@ def _rows(encoding: Mapping[str, Any]) -> list[list[int]]:
             [token_id for token_id, is_kept in zip(row, mask, strict=True) if is_kept]
             for row, mask in zip(rows, masks, strict=True)
         ]
-    except (TypeError, ValueError):
+    except Exception:  # whatever comparing such values raises
         raise RequestError("input_ids and attention_mask must be rows of equal lengths, one for each text.") from None
 
 

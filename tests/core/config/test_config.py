@@ -288,7 +288,8 @@ def test_setting_a_field_says_how_to_get_another() -> None:
 def test_numbers_of_numpy_are_numbers() -> None:
     params = SamplingParams(
         temperature=np.float32(0.5), seed=np.int64(3), logit_bias={np.int64(1): np.float64(2)},
-        ignore_eos=np.bool_(True), allowed_token_ids=np.array([1, 2]), stop_token_ids=torch.tensor([5]), max_tokens=torch.tensor(4),
+        ignore_eos=np.bool_(True), allowed_token_ids=np.array([1, 2]), stop_token_ids=torch.tensor([5]),
+        max_tokens=torch.tensor(4),
     )  # fmt: skip
     assert params == SamplingParams(
         temperature=0.5, seed=3, logit_bias={1: 2.0}, ignore_eos=True, allowed_token_ids=[1, 2], stop_token_ids=[5],
