@@ -16,6 +16,8 @@ _PUBLIC = {
     "AsyncLLM": "nanoflow.core.api.async_llm",
     "SamplingParams": "nanoflow.core.config.sampling_params",
     "StructuredOutputsParams": "nanoflow.core.config.sampling_params",
+    "TextPrompt": "nanoflow.core.api.inputs",
+    "TokensPrompt": "nanoflow.core.api.inputs",
     "RequestOutputKind": "nanoflow.core.config.sampling_params",
     "RequestOutput": "nanoflow.core.data.outputs",
     "CompletionOutput": "nanoflow.core.data.outputs",
@@ -29,6 +31,7 @@ __all__ = ["__version__", *_PUBLIC]
 
 if TYPE_CHECKING:
     from nanoflow.core.api.async_llm import AsyncLLM
+    from nanoflow.core.api.inputs import TextPrompt, TokensPrompt
     from nanoflow.core.api.llm import LLM
     from nanoflow.core.config.errors import NanoflowError
     from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
@@ -43,3 +46,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(_PUBLIC[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

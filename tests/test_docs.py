@@ -67,6 +67,12 @@ def test_own_logits_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert most[1:] == [1, 2]
 
 
+def test_from_vllm(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = python_blocks("docs/from-vllm.md")
+    exec(example, {})
+    assert capsys.readouterr().out.splitlines()[-1] == "2"
+
+
 def test_serving(capsys: pytest.CaptureFixture[str]) -> None:
     for example in python_blocks("docs/serving.md"):
         exec(example, {})

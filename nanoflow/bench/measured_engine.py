@@ -40,7 +40,7 @@ class MeasuredEngine:
     """
 
     def __init__(self, config: Config, registry: Registry) -> None:
-        hf_config = read_config(resolve(config.checkpoint))
+        hf_config = read_config(resolve(config.checkpoint, revision=config.engine.revision))
         target = pick_device(config.engine.device)
         dtype = pick_dtype(config.engine.dtype, hf_config, target)
         self.cuda = target.type == "cuda"

@@ -5,32 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
-from nanoflow.core.config.errors import RequestError
+from nanoflow.core.config.errors import RequestError, shown
+from nanoflow.core.config.fields import plain
 from nanoflow.core.config.sampling_params import SamplingParams
-
-
-def listed(prompts: Any, name: str) -> list[Any] | tuple[Any, ...]:
-    """One prompt, or several, as several."""
-    prompts = [prompts] if _is_single(prompts) else prompts
-    if not isinstance(prompts, list | tuple):
-        raise RequestError(f"{name} must be a text, token ids, or a list of these, got {type(prompts).__name__}.")
-    return prompts
-
-
-def _is_single(prompts: Any) -> bool:
-    """Whether this is one prompt rather than a list of them."""
-    if isinstance(prompts, list | tuple):
-        return len(prompts) > 0 and all(isinstance(item, int) for item in prompts)
-    return isinstance(prompts, str | dict)
 
 
 def params_for(params: SamplingParams | list[SamplingParams], count: int) -> list[SamplingParams]:
     if isinstance(params, SamplingParams):
         return [params] * count
     if not isinstance(params, list | tuple) or not all(isinstance(item, SamplingParams) for item in params):
-        raise RequestError(f"sampling_params must be a SamplingParams or a list of them, got {params!r:.60}.")
+        raise RequestError(f"sampling_params must be a SamplingParams or a list of them, got {shown(params):.60}.")
     if len(params) != count:
         raise RequestError(
             f"There are {count} prompts but {len(params)} sampling_params; give one, or one for each prompt."
@@ -39,6 +24,7 @@ def params_for(params: SamplingParams | list[SamplingParams], count: int) -> lis
 
 
 def with_priorities(params: list[SamplingParams], priority: int | list[int]) -> list[SamplingParams]:
+    priority = plain(priority)
     priorities = priority if isinstance(priority, list | tuple) else [priority] * len(params)
     if len(priorities) != len(params):
         raise RequestError(f"There are {len(params)} prompts but {len(priorities)} priorities; give one for each.")

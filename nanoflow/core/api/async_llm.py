@@ -12,9 +12,11 @@ from dataclasses import replace
 from itertools import count
 from typing import Any
 
-from nanoflow.core.api.options import config_from_options
+from nanoflow.core.api.inputs import one
+from nanoflow.core.api.options import Name, config_from_options
+from nanoflow.core.api.signature import shows_options
 from nanoflow.core.config.engine_config import Config
-from nanoflow.core.config.errors import NanoflowError, RequestError
+from nanoflow.core.config.errors import NanoflowError, RequestError, shown
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
 from nanoflow.core.data.messages import AbortRequest, Refusal
 from nanoflow.core.data.outputs import EngineStats, RequestOutput
@@ -23,7 +25,7 @@ from nanoflow.core.engine.engine import Engine
 from nanoflow.core.engine.engine_thread import EngineThread
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.text.chats import Message, encode_chat
-from nanoflow.core.text.prompts import Prompt, encode
+from nanoflow.core.text.prompts import Prompt, encode, needed
 
 LONGEST_TURN = 0.1  # seconds to wait for an event loop that is busy, or has stopped
 
@@ -44,7 +46,8 @@ class AsyncLLM:
         ...         print(output["text"])
     """
 
-    def __init__(self, checkpoint: str | None = None, **options: Any) -> None:
+    @shows_options
+    def __init__(self, checkpoint: Name | None = None, **options: Any) -> None:
         registry = Registry.load()
         for problem in registry.problems:
             warnings.warn(problem, stacklevel=2)
@@ -77,9 +80,10 @@ class AsyncLLM:
         Cancelling the reading task or closing the generator aborts the request; `abort` ends it with what there is.
 
         Args:
-            prompt: a text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`.
+            prompt: a text, token ids (a list or an array of one dimension), `{"prompt": text}` or
+                `{"prompt_token_ids": ids}`.
             sampling_params: how to sample, and by `output_kind` what outputs hold; None for the defaults.
-            request_id: differs from those of unfinished requests; None makes one up.
+            request_id: a text that differs from those of unfinished requests; None makes one up.
             priority: takes the place of `SamplingParams.priority`.
 
         Raises:
@@ -87,9 +91,10 @@ class AsyncLLM:
             NanoflowError: the engine failed or was closed.
         """
         engine = self._usable()
+        _check(sampling_params, request_id)
         if priority is not None:
             sampling_params = replace(sampling_params or engine.default_params, priority=priority)
-        return self._run(engine, *encode(engine.tokenizer, prompt), sampling_params, request_id)
+        return self._run(engine, *encode(engine.tokenizer, one(prompt, 0)), sampling_params, request_id)
 
     def chat(
         self, messages: list[Message], sampling_params: SamplingParams | None = None, request_id: str | None = None,
@@ -103,6 +108,7 @@ class AsyncLLM:
             template: as in `LLM.chat`.
         """
         engine = self._usable()
+        _check(sampling_params, request_id)
         encoded = encode_chat(engine.tokenizer, messages, **template)
         return self._run(engine, *encoded, sampling_params, request_id)
 
@@ -111,10 +117,19 @@ class AsyncLLM:
 
         Returns when its blocks are free and its last output is there to be read.
         """
+        _check(None, request_id)
         if request_id in self._names:
             name = self._names[request_id]
             self._cancel(name)
             await self._streams[name].ended.wait()
+
+    async def get_tokenizer(self) -> Any:
+        """The Hugging Face tokenizer.
+
+        Raises:
+            RequestError: the checkpoint has none.
+        """
+        return needed(self._usable().tokenizer, "get_tokenizer() needs").hf
 
     def describe(self) -> dict[str, str]:
         """What the engine is made of: checkpoint, the plugin of each role, device and dtype."""
@@ -231,6 +246,13 @@ class AsyncLLM:
     def _take_end(self) -> None:
         for stream in self._streams.values():
             stream.fail(self._error())
+
+
+def _check(sampling_params: object, request_id: object) -> None:
+    if not isinstance(sampling_params, SamplingParams | None):
+        raise RequestError(f"sampling_params must be a SamplingParams, got {shown(sampling_params):.60}.")
+    if not isinstance(request_id, str | None):
+        raise RequestError(f"request_id must be a text, got {shown(request_id):.60}.")
 
 
 class Stream:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
-from nanoflow.core.api.arguments import listed, naming_prompt, params_for, with_priorities
+from nanoflow.core.api.arguments import naming_prompt, params_for, with_priorities
+from nanoflow.core.api.inputs import listed
 from nanoflow.core.api.progress import Progress
 from nanoflow.core.config.errors import NanoflowError
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
@@ -38,7 +39,8 @@ class Generation:
         """Complete prompts, batched as the scheduler sees fit.
 
         Args:
-            prompts: a text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`, or a list of these.
+            prompts: a text, token ids (a list or an array of one dimension), `{"prompt": text}` or
+                `{"prompt_token_ids": ids}`, a list of these, or what a tokenizer of transformers returns.
             sampling_params: one for all, or a list with one for each prompt; None for `get_default_sampling_params`.
             use_tqdm: show a progress bar.
             priority: takes the place of `SamplingParams.priority`; one for all, or a list with one for each prompt.
@@ -51,8 +53,8 @@ class Generation:
         """
         encoded = self._encoded(prompts)
         if priority is not None:
-            params = params_for(sampling_params or self.engine.default_params, len(encoded))
-            sampling_params = with_priorities(params, priority)
+            given = self.engine.default_params if sampling_params is None else sampling_params
+            sampling_params = with_priorities(params_for(given, len(encoded)), priority)
         return self._run(encoded, sampling_params, use_tqdm)
 
     @property

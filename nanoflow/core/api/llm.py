@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from nanoflow.core.api.arguments import listed, naming_prompt
+from nanoflow.core.api.arguments import naming_prompt
 from nanoflow.core.api.generation import Generation
-from nanoflow.core.api.options import config_from_options
+from nanoflow.core.api.inputs import listed, one
+from nanoflow.core.api.options import Name, config_from_options
 from nanoflow.core.api.scoring import Pair, pairs
+from nanoflow.core.api.signature import shows_options
 from nanoflow.core.config.engine_config import Config
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.data.messages import AddRequest
@@ -19,7 +21,7 @@ from nanoflow.core.data.outputs import EngineStats, RequestOutput, Score
 from nanoflow.core.engine.build import build_engine
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.text.chats import Message, encode_chats
-from nanoflow.core.text.prompts import Prompt, encode
+from nanoflow.core.text.prompts import Prompt, encode, needed
 
 
 class LLM(Generation):
@@ -29,7 +31,8 @@ class LLM(Generation):
         checkpoint: a folder or a Hub id; None is the small checkpoint that comes with the package.
         options: flat names as in vLLM: the fields of `EngineConfig` (`dtype=`, `seed=`, `max_model_len=`, ...); a
             plugin's name for each role (`model=`, `attention=`, `scheduler=`, `block_manager=`); and the options of
-            the chosen plugins (`max_num_seqs=`, ...).
+            the chosen plugins (`max_num_seqs=`, ...). `model=` may name the checkpoint instead, as in vLLM, whose other
+            names are taken where they mean something here (`docs/from-vllm.md`).
 
     Raises:
         ConfigError: an unknown keyword or a value out of its range.
@@ -41,7 +44,8 @@ class LLM(Generation):
         ...     print(llm.generate("HAMLET:", SamplingParams(max_tokens=32))[0]["text"])
     """
 
-    def __init__(self, checkpoint: str | None = None, **options: Any) -> None:
+    @shows_options
+    def __init__(self, checkpoint: Name | None = None, **options: Any) -> None:
         registry = Registry.load()
         for problem in registry.problems:
             warnings.warn(problem, stacklevel=2)
@@ -138,7 +142,15 @@ class LLM(Generation):
         Raises:
             RequestError: it is neither; the message calls it prompt `index`.
         """
-        return encode(self.engine.tokenizer, prompt, index)
+        return encode(self.engine.tokenizer, one(prompt, index), index)
+
+    def get_tokenizer(self) -> Any:
+        """The Hugging Face tokenizer.
+
+        Raises:
+            RequestError: the checkpoint has none.
+        """
+        return needed(self.engine.tokenizer, "get_tokenizer() needs").hf
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What is used where no `sampling_params` are given: by the checkpoint's generation_config.json, unless the

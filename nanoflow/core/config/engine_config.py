@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from nanoflow.core.config.fields import is_int, is_number, list_of, option, require
+from nanoflow.core.config.errors import shown
+from nanoflow.core.config.fields import is_int, is_number, list_of, make_plain, option, require
 
 BUNDLED_CHECKPOINT = "bard"
 
@@ -25,6 +26,8 @@ class EngineConfig:
     """
 
     dtype: str = option("auto", "auto | float32 | float16 | bfloat16; auto: float32 on a CPU, else the checkpoint's")
+    revision: str | None = option(None, "branch, tag or commit of the checkpoint's Hub repository; null: main")
+    tokenizer: str | None = option(None, "folder or Hub id of another tokenizer; null: the checkpoint's")
     device: str = option("auto", "auto | cpu | cuda | cuda:N; auto: a GPU if there is one")
     seed: int = option(0, "seeds requests that have no seed of their own, and dummy weights")
     max_model_len: int | None = option(None, "most tokens of prompt and output together; null: what the model allows")
@@ -59,17 +62,22 @@ class EngineConfig:
     debug: bool = option(False, "check after each call that scheduler and block manager keep to their contracts")
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name, choices in {
             "dtype": ("auto", "float32", "float16", "bfloat16"),
             "load_format": ("auto", "dummy"),
             "generation_config": ("auto", "none"),
         }.items():
-            require(
-                getattr(self, name) in choices, f"engine.{name}", getattr(self, name), "one of " + ", ".join(choices)
-            )
+            value = getattr(self, name)
+            is_one = isinstance(value, str) and value in choices
+            require(is_one, f"engine.{name}", value, "one of " + ", ".join(choices))
         for name in ("max_model_len", "num_kv_blocks", "num_threads"):
             value = getattr(self, name)
             require(value is None or (is_int(value) and value >= 1), f"engine.{name}", value, "an integer >= 1 or null")
+        for name, meaning in {"revision": "a branch, tag or commit", "tokenizer": "a folder or a Hub id"}.items():
+            value = getattr(self, name)
+            require(value is None or (isinstance(value, str) and value != ""), f"engine.{name}", value,
+                    f"{meaning}, or null")  # fmt: skip
         size, most = self.tensor_parallel_size, self.one_shot_kib
         require(is_int(size) and size >= 1, "engine.tensor_parallel_size", size, "an integer >= 1")
         require(most is None or (is_int(most) and most >= 0), "engine.one_shot_kib", most, "an integer >= 0 or null")
@@ -85,7 +93,8 @@ class EngineConfig:
         for name in ("accelerate", "enforce_eager", "freeze_gc", "debug"):
             require(isinstance(getattr(self, name), bool), f"engine.{name}", getattr(self, name), "true or false")
         require(
-            self.graph_sizes != [] and list_of(self.graph_sizes, lambda size: is_int(size) and size >= 1),
+            list_of(self.graph_sizes, lambda size: is_int(size) and size >= 1)
+            and (self.graph_sizes is None or len(self.graph_sizes) > 0),
             "engine.graph_sizes", self.graph_sizes, "a list of integers >= 1, or null",
         )  # fmt: skip
         require(
@@ -114,9 +123,10 @@ class SchedulerConfig:
     )
 
     def __post_init__(self) -> None:
+        make_plain(self)
         seqs, tokens = self.max_num_seqs, self.max_num_batched_tokens
         require(is_int(seqs) and seqs >= 1, "scheduler.max_num_seqs", seqs, "an integer >= 1")
-        wanted = f"an integer >= max_num_seqs ({seqs}), so that no decode starves, or null"
+        wanted = f"an integer >= max_num_seqs ({shown(seqs)}), so that no decode starves, or null"
         fits = tokens is None or (is_int(tokens) and tokens >= seqs)
         require(fits, "scheduler.max_num_batched_tokens", tokens, wanted)
 

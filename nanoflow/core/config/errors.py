@@ -6,7 +6,12 @@ Everything that goes wrong for another reason is a bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+
+MOST_COMPARED = 80  # letters of a name
+MOST_SHOWN = 500  # characters of a value in a message
+SHORTENED = reprlib.Repr()  # for long lists, of which all the rest is not even written
 
 
 class NanoflowError(Exception):
@@ -31,16 +36,22 @@ class RequestError(NanoflowError, ValueError):
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known name closest to `name`, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    close = difflib.get_close_matches(name[:MOST_COMPARED], list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it; Python refuses to write integers of thousands of digits."""
+    """A value as a message shows it: in one line of bounded length, whatever its own `repr` does."""
+    kind = type(value).__name__
     try:
-        return repr(value)
-    except ValueError:
-        return f"a {type(value).__name__} of too many digits"
+        is_long = isinstance(value, list | tuple | dict | set) and len(value) > 99
+        text = SHORTENED.repr(value) if is_long else repr(value)
+    except Exception:  # integers of thousands of digits, lists nested thousands deep, strange objects
+        return f"a {kind} that can't be shown"
+    if " at 0x" in text:
+        return f"a {kind}"
+    text = " ".join(text.split()) if "\n" in text else text
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def one_line(error: BaseException) -> str:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
-from nanoflow.core.config.errors import ConfigError, shown
-from nanoflow.core.config.fields import field_names, is_int, is_number, list_of, option, require
+from nanoflow.core.config.errors import ConfigError, one_line, shown
+from nanoflow.core.config.fields import (
+    checks_keywords,
+    field_names,
+    is_int,
+    is_number,
+    list_of,
+    make_plain,
+    option,
+    require,
+)
 
 
 class RequestOutputKind(str, Enum):
@@ -21,6 +31,27 @@ class RequestOutputKind(str, Enum):
     __str__ = str.__str__
 
 
+# Fields that vLLM's classes have or had, and what to do here instead.
+ONLY_IN_VLLM = {
+    "best_of": "use n, and choose among the completions by their cumulative_logprob",
+    "use_beam_search": "use n with a temperature",
+    "length_penalty": "it is for beam search",
+    "early_stopping": "it is for beam search",
+    "guided_decoding": "use structured_outputs=StructuredOutputsParams(json=...)",
+    "spaces_between_special_tokens": "the text is the tokenizer's, with spaces as it puts them",
+    "stop_reason": "read it from the outputs",
+    "extra_args": "use logits_processors={name: arguments}",
+    "flat_logprobs": "outputs have a map for each token",
+    "logprob_token_ids": "use logprobs=-1 for all of them",
+    "structural_tag": "use grammar",
+    "whitespace_pattern": "there is one for all",
+    "disable_fallback": "there is no other backend to fall back to",
+    "disable_any_whitespace": "write the format as a grammar",
+    "disable_additional_properties": "write additionalProperties: false in the schema",
+}
+
+
+@checks_keywords(ONLY_IN_VLLM)
 @dataclass(frozen=True)
 class StructuredOutputsParams:
     """What the whole output of a request must match; exactly one field is set. Names follow vLLM.
@@ -42,16 +73,20 @@ class StructuredOutputsParams:
 
     def __post_init__(self) -> None:
         if hasattr(self.json, "model_json_schema"):
-            object.__setattr__(self, "json", self.json.model_json_schema())
+            object.__setattr__(self, "json", _schema_of(self.json))
+        make_plain(self)
         require(self.json is None or _is_schema(self.json), "json", self.json,
                 "a JSON schema: a dict, the text of a JSON object, or a pydantic model")  # fmt: skip
         for name, kind in {"regex": "a regular expression", "grammar": "a grammar"}.items():
             value = getattr(self, name)
             require(value is None or (isinstance(value, str) and value != ""), name, value, f"{kind}, a non-empty text")
-        require(self.choice != [] and list_of(self.choice, lambda s: isinstance(s, str) and s != ""), "choice",
+            require(value is None or _is_valid_text(value), name, value, f"{kind} in valid Unicode")
+        is_list = list_of(self.choice, lambda s: isinstance(s, str) and s != "")
+        require(is_list and (self.choice is None or len(self.choice) > 0), "choice",
                 self.choice, "a non-empty list of non-empty texts")  # fmt: skip
+        require(list_of(self.choice, _is_valid_text), "choice", self.choice, "texts in valid Unicode")
         require(isinstance(self.json_object, bool), "json_object", self.json_object, "true or false")
-        given = [name for name in field_names(type(self)) if getattr(self, name) not in (None, False)]
+        given = [name for name in field_names(type(self)) if self._has(name)]
         if len(given) != 1:
             raise ConfigError(
                 f"structured_outputs must have exactly one of {', '.join(field_names(type(self)))}, "
@@ -61,15 +96,33 @@ class StructuredOutputsParams:
     @property
     def kind(self) -> str:
         """The name of the one field that is set."""
-        return next(name for name in field_names(type(self)) if getattr(self, name) not in (None, False))
+        return next(name for name in field_names(type(self)) if self._has(name))
+
+    def _has(self, name: str) -> bool:
+        value = getattr(self, name)
+        return value is not None and value is not False
+
+
+def _schema_of(model: Any) -> Any:
+    try:
+        return model.model_json_schema()
+    except Exception as error:  # whatever a class of the user's raises
+        raise ConfigError(f"json must be a JSON schema, and the model has none ({one_line(error):.300}).") from error
 
 
 def _is_schema(value: object) -> bool:
-    """Whether this is a JSON object, or its text; whether it is a schema turns out later."""
+    """Whether this is a JSON object, or its text, in valid Unicode; whether it is a schema turns out later."""
     try:
-        return isinstance(json.loads(value if isinstance(value, str) else json.dumps(value)), dict)
+        parsed = json.loads(value) if isinstance(value, str) else value
+        json.dumps(parsed, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError):
         return False
+    return isinstance(parsed, dict)
+
+
+def _number_in(key: object) -> object:
+    """The token id that a key of a JSON object says; else the key."""
+    return int(key) if isinstance(key, str) and key.isdecimal() and len(key) < 20 else key
 
 
 def _is_valid_text(value: object) -> bool:
@@ -77,6 +130,7 @@ def _is_valid_text(value: object) -> bool:
     return isinstance(value, str) and value != "" and value == value.encode(errors="replace").decode()
 
 
+@checks_keywords(ONLY_IN_VLLM)
 @dataclass(frozen=True)
 class SamplingParams:
     """How the tokens of one request are chosen. Names, meanings and defaults follow vLLM's `SamplingParams`.
@@ -86,7 +140,8 @@ class SamplingParams:
     temperature, top_k, top_p, min_p. `docs/sampling.md` describes each field.
 
     Raises:
-        ConfigError: a value out of its range; the message names the field, the value and the range.
+        ConfigError: a value out of its range; the message names the field, the value and the range. Or a keyword that
+            is no field; the message says which one was meant.
     """
 
     n: int = option(1, "completions of each prompt; they share the prompt's KV blocks")
@@ -104,7 +159,7 @@ class SamplingParams:
     allowed_token_ids: list[int] | None = option(None, "generate these token ids only")
     bad_words: list[str] | None = option(None, "texts that are not generated")
     seed: int | None = option(None, "the same seed draws the same tokens in any batch; null: from engine.seed")
-    max_tokens: int | None = option(16, "most tokens to generate; null: up to max_model_len")
+    max_tokens: int | None = option(16, "most tokens to generate; null: as many as fit")
     min_tokens: int = option(0, "no stop token or stop string ends the request before this many tokens")
     stop: list[str] | None = option(None, "strings that end the request; not part of its text")
     stop_token_ids: list[int] | None = option(None, "token ids that end the request; not part of its text")
@@ -130,14 +185,16 @@ class SamplingParams:
     )
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require(is_int(self.n) and self.n >= 1, "n", self.n, "an integer >= 1")
-        require(self.output_kind in list(RequestOutputKind), "output_kind", self.output_kind,
+        is_kind = isinstance(self.output_kind, str) and self.output_kind in list(RequestOutputKind)
+        require(is_kind, "output_kind", self.output_kind,
                 "CUMULATIVE, DELTA or FINAL_ONLY of RequestOutputKind")  # fmt: skip
         object.__setattr__(self, "output_kind", RequestOutputKind(self.output_kind))
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", [self.stop])
         if isinstance(self.logit_bias, dict):  # JSON has no integers for keys
-            bias = {int(k) if isinstance(k, str) and k.isdecimal() else k: v for k, v in self.logit_bias.items()}
+            bias = {_number_in(key): value for key, value in self.logit_bias.items()}
             object.__setattr__(self, "logit_bias", bias)
         require(is_number(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "a number >= 0")
         require(is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "a number in (0, 1]")
@@ -158,6 +215,10 @@ class SamplingParams:
         self._check_logits()
         self._check_output()
 
+    def clone(self, **changes: Any) -> SamplingParams:
+        """A copy, which shares no list with this one, with other values for the fields in `changes`."""
+        return replace(deepcopy(self), **changes)
+
     @property
     def penalties(self) -> tuple[float, float, float] | None:
         """Those for repetition, presence and frequency; None if there is none."""
@@ -175,7 +236,7 @@ class SamplingParams:
                 and all(is_number(value) and -100 <= value <= 100 for value in bias.values())),
                 "logit_bias", bias, "a map from token ids >= 0 to numbers in [-100, 100]")  # fmt: skip
         allowed = self.allowed_token_ids
-        require(allowed is None or (bool(allowed) and list_of(allowed, lambda i: is_int(i) and i >= 0)),
+        require(allowed is None or (list_of(allowed, lambda i: is_int(i) and i >= 0) and len(allowed) > 0),
                 "allowed_token_ids", allowed, "a list of integers >= 0, at least one")  # fmt: skip
         require(list_of(self.bad_words, lambda s: isinstance(s, str) and s.strip() != ""), "bad_words",
                 self.bad_words, "a list of texts that are not blank")  # fmt: skip

@@ -70,11 +70,13 @@ class Admission:
         self._check_ids((min(prompt_token_ids), max(prompt_token_ids), *(params.stop_token_ids or ())))
         if params.stop and self.tokenizer is None:
             raise RequestError("Stop strings need a tokenizer, and the checkpoint has none; use stop_token_ids.")
-        room = self.max_model_len - length
-        max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        limit, name = self.max_model_len, "max_model_len"
+        if params.max_tokens is None and (cached := self.num_blocks * self.block_size + 1) < limit:
+            limit, name = max(cached, length + 1), "the KV cache"
+        max_tokens = limit - length if params.max_tokens is None else min(params.max_tokens, limit - length)
         if params.min_tokens > max_tokens:
             raise RequestError(
-                f"min_tokens must be at most {max_tokens}, which is what max_model_len ({self.max_model_len}) leaves "
+                f"min_tokens must be at most {max_tokens}, which is what {name} ({limit}) leaves "
                 f"for the output of a prompt of {length} tokens, got {shown(params.min_tokens)}."
             )
         if self.processors.may_use(params):

@@ -6,8 +6,10 @@ import gc
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from nanoflow.core.config.engine_config import Config
+from nanoflow.core.config.errors import CheckpointError
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.contracts.block_manager import BlockManagerContext
 from nanoflow.core.contracts.contract_checks import CheckedBlockManager, CheckedScheduler
@@ -26,8 +28,10 @@ from nanoflow.core.execution.plan import Plan, make_plan
 from nanoflow.core.execution.rank_executor import RankExecutor, worker_loop
 from nanoflow.core.execution.reference_executor import ReferenceExecutor
 from nanoflow.core.loading.generation_config import eos_token_ids, sampling_params
+from nanoflow.core.loading.hub import resolve
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.text.load_tokenizer import load_tokenizer
+from nanoflow.core.text.tokenizer import Tokenizer
 from nanoflow.core.warmup.precompile import precompiled
 
 
@@ -66,6 +70,20 @@ def build_engine(
     return engine, description
 
 
+def tokenizer_of(folder: Path, other: str | None) -> Tokenizer | None:
+    """The checkpoint's tokenizer, or that of another checkpoint; None if the checkpoint has none.
+
+    Raises:
+        CheckpointError: the other one has none, or it can't be read.
+    """
+    if other is None:
+        return load_tokenizer(folder)
+    tokenizer = load_tokenizer(resolve(other))
+    if tokenizer is None:
+        raise CheckpointError(f"There is no tokenizer in {other!r:.200}, which engine.tokenizer names.")
+    return tokenizer
+
+
 def run_worker(config: Config, registry: Registry, rank_group: Worker) -> None:
     """Build a rank other than 0, and execute what rank 0 sends until there is no more.
 
@@ -91,7 +109,7 @@ def _build_engine(
 ) -> tuple[Engine, dict[str, str]]:
     options = config.engine
     plan = make_plan(config, registry, rank_group)
-    tokenizer = load_tokenizer(plan.folder)
+    tokenizer = tokenizer_of(plan.folder, options.tokenizer)
     of_tokenizer = tokenizer.eos_token_id if tokenizer else None
 
     def eos_token_ids_below(vocab_size: int) -> frozenset[int]:

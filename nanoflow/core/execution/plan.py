@@ -51,7 +51,7 @@ def make_plan(config: Config, registry: Registry, rank_group: RankGroup) -> Plan
     """Read the checkpoint's config, and choose what follows from it; see `build_engine` for what it raises."""
     options = config.engine
     has_weights = options.load_format != "dummy"
-    folder = resolve(config.checkpoint, weights=has_weights)
+    folder = resolve(config.checkpoint, weights=has_weights, revision=options.revision)
     hf_config = read_config(folder)
     device = rank_device(pick_device(options.device), rank_group)
     scheduler_config: SchedulerConfig = registry.resolve("scheduler", config.plugins.get("scheduler"))[1]
@@ -90,10 +90,10 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # no such name, or no text in valid Unicode
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"engine.device must be auto, cpu, cuda or cuda:N, got {name!r}.")
+        raise ConfigError(f"engine.device must be auto, cpu, cuda or cuda:N, got {name!r:.80}.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"engine.device={name} asks for a GPU, but there are {torch.cuda.device_count()} here; use cpu."

@@ -16,7 +16,7 @@ FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 OF_EXPORTS = ["*/*.json", "*/*.txt", "*/*.model"]
 
 
-def resolve(name: str, *, weights: bool = False) -> Path:
+def resolve(name: str, *, weights: bool = False, revision: str | None = None) -> Path:
     """The local folder of a checkpoint: a bundled one, a folder, or a Hub repository (downloaded, or from its cache).
 
     Some bundled ones, such as `qwen3-8b`, are a config.json alone, for random weights.
@@ -24,16 +24,17 @@ def resolve(name: str, *, weights: bool = False) -> Path:
     Args:
         name: of the checkpoint.
         weights: whether to download them too: those files of a repository that `weight_files` reads, and no others.
+        revision: branch, tag or commit of a repository; None for main.
 
     Raises:
-        CheckpointError: no such folder, and no such repository that can be reached.
+        CheckpointError: no such folder, and no such repository that can be reached; or a revision of a folder.
     """
     if name in (folders := bundled()):
-        return folders[name]
+        return _of_no_revision(folders[name], revision)
     try:
         folder = Path(name).expanduser()
         if folder.is_dir():
-            return folder
+            return _of_no_revision(folder, revision)
         is_file = folder.exists()
     except (OSError, RuntimeError):  # a name that is too long, or ~ of an unknown user
         is_file = False
@@ -43,7 +44,7 @@ def resolve(name: str, *, weights: bool = False) -> Path:
 
     hint = did_you_mean(name[:80], folders)
     try:
-        return _download(name, weights)
+        return _download(name, weights, revision)
     except CheckpointError:
         raise
     except HFValidationError:
@@ -58,8 +59,17 @@ def resolve(name: str, *, weights: bool = False) -> Path:
     except Exception as error:  # the Hub's client lets many kinds through, its transport's among them
         raise CheckpointError(
             f"Checkpoint {name!r:.200} is not a folder here and could not be had from the Hub "
-            f"({type(error).__name__}); check the name, the network, or HF_HUB_OFFLINE.{hint}"
+            f"({type(error).__name__}); check the name, {f'its revision {revision!r:.80}, ' if revision else ''}"
+            f"the network, or HF_HUB_OFFLINE.{hint}"
         ) from error
+
+
+def _of_no_revision(folder: Path, revision: str | None) -> Path:
+    if revision is not None:
+        raise CheckpointError(
+            f"{folder} is a folder, which has no revision {revision!r:.80}; leave revision out, or name a Hub id."
+        )
+    return folder
 
 
 def bundled() -> dict[str, Path]:
@@ -67,10 +77,10 @@ def bundled() -> dict[str, Path]:
     return {file.parent.name: file.parent for file in ASSETS.rglob("config.json")}
 
 
-def _download(repository: str, weights: bool) -> Path:
+def _download(repository: str, weights: bool, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
-    folder = Path(snapshot_download(repository, allow_patterns=FILES, ignore_patterns=OF_EXPORTS))
+    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=FILES, ignore_patterns=OF_EXPORTS))
     if not weights:
         return folder
     commit = folder.name  # all files are of one, even if the repository changes meanwhile

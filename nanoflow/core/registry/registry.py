@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from nanoflow.core.config.engine_config import Choice, PluginChoice
-from nanoflow.core.config.errors import ConfigError, NanoflowError, PluginError, did_you_mean
+from nanoflow.core.config.errors import ConfigError, NanoflowError, PluginError, did_you_mean, shown
 from nanoflow.core.config.fields import field_names
 from nanoflow.core.registry.by_request import ByRequest
 from nanoflow.core.registry.component import Entry
@@ -97,9 +97,10 @@ class Registry:
         entry = self._entries[role].get(name) if isinstance(name, str) else None
         if entry is None:
             known = sorted(self._entries[role])
+            hint = did_you_mean(name, known) if isinstance(name, str) else ""
             raise PluginError(
-                f"There is no {self.roles[role].noun} called {name!r}; installed are: {', '.join(known) or 'none'}."
-                f"{did_you_mean(str(name), known)}{self._blocked_hint()}"
+                f"There is no {self.roles[role].noun} called {shown(name)}; "
+                f"installed are: {', '.join(known) or 'none'}.{hint}{self._blocked_hint()}"
             )
         return entry
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from nanoflow.core.config.errors import RequestError
+from nanoflow.core.config.errors import RequestError, shown
 from nanoflow.core.text.plain_text import plain
 from nanoflow.core.text.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ def encode(tokenizer: Tokenizer | None, prompt: Prompt, index: int = 0) -> tuple
     if not isinstance(token_ids, list | tuple) or not all(
         issubclass(kind, int) and kind is not bool for kind in set(map(type, token_ids))
     ):
-        raise RequestError(f"Prompt {index} must be a text or a list of token ids, got {prompt!r:.60}.")
+        raise RequestError(f"Prompt {index} must be a text or a list of token ids, got {shown(prompt):.60}.")
     return None, list(token_ids)
 
 

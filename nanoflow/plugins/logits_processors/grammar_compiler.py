@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nanoflow.core.config.errors import RequestError, one_line
 from nanoflow.core.config.sampling_params import SamplingParams, StructuredOutputsParams
 from nanoflow.plugins.logits_processors.grammar_state import Grammar, sentence
+from nanoflow.plugins.logits_processors.schema_numbers import check_numbers
 
 if TYPE_CHECKING:
     from nanoflow.core.text.tokenizer import Tokenizer
@@ -58,7 +59,13 @@ class GrammarCompiler:
             raise RequestError("structured_outputs needs a tokenizer, and the checkpoint has none.")
         if not self.tokenizer.is_fast:
             raise RequestError("structured_outputs needs a fast tokenizer, and the checkpoint has no tokenizer.json.")
-        if problem := self.validate(source(params)):
+        try:
+            problem = self.validate(source(params))
+        except RequestError:
+            raise
+        except Exception as error:  # whatever the library raises
+            problem = one_line(error)
+        if problem:
             raise RequestError(sentence(f"structured_outputs.{params.kind} can't be used", problem))
 
     def submit(self, params: SamplingParams) -> Future[Grammar]:
@@ -143,6 +150,7 @@ def source(params: StructuredOutputsParams) -> str:
         except ValueError as error:
             raise RequestError(sentence("structured_outputs.grammar can't be used", str(error))) from None
     schema = {"type": "object"} if params.json_object else params.json
+    check_numbers(schema)
     return LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": WHITESPACE})
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from nanoflow.core.config.errors import MOST_SHOWN
+
 
 class Grammar:
     """How far one output got in its grammar, and what may follow.
@@ -73,4 +75,4 @@ def sentence(start: str, problem: str) -> str:
         return ""
     lines = [line.strip() for line in problem.splitlines()]
     reason = next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
-    return f"{start}: {reason.rstrip('.')}."
+    return f"{start}: {reason[:MOST_SHOWN].rstrip('.')}."

@@ -10,10 +10,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from nanoflow import LLM, AsyncLLM, RequestOutput, RequestOutputKind, SamplingParams, StructuredOutputsParams
-from nanoflow.core.config.errors import NanoflowError, RequestError
+from nanoflow import (
+    LLM,
+    AsyncLLM,
+    RequestOutput,
+    RequestOutputKind,
+    SamplingParams,
+    StructuredOutputsParams,
+    TokensPrompt,
+)
+from nanoflow.core.config.errors import ConfigError, NanoflowError, RequestError
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.engine.engine import Engine
 from tests.core.running import greedy
@@ -344,5 +353,39 @@ def test_default_parameters_and_stats() -> None:
             assert llm.describe()["model"] == "qwen3"
             answer = [o async for o in llm.chat([{"role": "user", "content": "Hail!"}], greedy(4))]
             assert answer[-1].prompt == "STRANGER:\nHail!\n\nBARD:\n"
+
+    run(test())
+
+
+def test_arguments_of_a_wrong_type(talker: AsyncLLM) -> None:
+    async def test() -> None:
+        async with talker:
+            for params in ({"temperature": 1}, "x", [says()]):
+                with raises_sentence(RequestError, "sampling_params must be a SamplingParams, got "):
+                    talker.generate([1], params)
+                with raises_sentence(RequestError, "sampling_params must be a SamplingParams, got "):
+                    talker.chat([{"role": "user", "content": "a"}], params)
+            for request_id in (["a"], 5, {}):
+                with raises_sentence(RequestError, "request_id must be a text, got "):
+                    talker.generate([1], says(), request_id)
+                with raises_sentence(RequestError, "request_id must be a text, got "):
+                    await talker.abort(request_id)
+            for priority in ("x", 1.5, [1]):
+                with raises_sentence(ConfigError, "priority must be an integer, got "):
+                    talker.generate([1], says(), priority=priority)
+            assert (await talker.get_tokenizer()).encode("a")
+            assert (await collect(talker, says()))[-1]["text"] == SAYING
+
+    run(test())
+
+
+def test_prompts_of_other_libraries(talker: AsyncLLM) -> None:
+    async def test() -> None:
+        async with talker:
+            for prompt in (np.array([1, 2]), TokensPrompt(prompt_token_ids=[1, 2]), {"input_ids": [[1, 2]]}):
+                outputs = [output async for output in talker.generate(prompt, greedy(1))]
+                assert outputs[-1].prompt_token_ids == [1, 2]
+            with raises_sentence(RequestError, "but the tokenizer was given 2 texts for it"):
+                talker.generate({"input_ids": [[1], [2]]}, greedy(1))
 
     run(test())

@@ -432,3 +432,29 @@ def test_an_interrupted_call_leaves_the_caches_counters_sound(tmp_path: Path, ov
     assert all(len(output["token_ids"]) == 10 for output in ended)
     assert engine.block_manager.num_free_blocks == engine.block_manager.num_blocks
     assert sorted(engine.executor.inputs.free_slots) == [0, 1, 2, 3]
+
+
+def test_no_max_tokens_goes_as_far_as_the_cache(folder: str, oracle: Oracle) -> None:
+    """The KV cache is smaller than max_model_len; the last token needs no place in it."""
+    with LLM(folder, dtype="float32", num_kv_blocks=4) as llm:  # 64 tokens
+        output = llm.generate([[1] * 10], greedy(None), use_tqdm=False)[0].outputs[0]
+        assert (len(output.token_ids), output.finish_reason) == (55, "length")
+        full = llm.generate([[1] * 64], greedy(None), use_tqdm=False)[0].outputs[0]
+        assert len(full.token_ids) == 1
+        with raises_sentence(RequestError, "needs a KV cache of 65 tokens"):
+            run(llm, [[1] * 65], greedy(None))
+        with raises_sentence(RequestError, "min_tokens must be at most 55, which is what the KV cache (65) leaves"):
+            run(llm, [[1] * 10], greedy(None, min_tokens=56))
+        check(llm, oracle("plain"), [3])
+
+
+@pytest.mark.parametrize("params", [{"temperature": 1}, "x", 5, [5], {}])
+def test_sampling_params_of_a_wrong_type(llm: LLM, params: Any) -> None:
+    with raises_sentence(RequestError, "sampling_params must be a SamplingParams"):
+        llm.generate([[1]], params, use_tqdm=False)
+
+
+@pytest.mark.parametrize("priority", ["x", 1.5, [None], {}])
+def test_priority_of_a_wrong_type(llm: LLM, priority: Any) -> None:
+    with raises_sentence(ConfigError, "priority must be an integer, got "):
+        llm.generate([[1]], greedy(1), use_tqdm=False, priority=priority)

@@ -6,7 +6,9 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from nanoflow import SamplingParams, StructuredOutputsParams
 from nanoflow.core.config.engine_config import Config, EngineConfig, PluginChoice, SchedulerConfig
@@ -105,6 +107,8 @@ ENGINE_REFUSED: dict[str, list[Any]] = {
     "graph_sizes": [[], [0], [1.5], 8, "8"],
     "graph_tokens": [[0], [1.5], 8, "8"],
     "overlap": [0, 1, "true"],
+    "revision": ["", 5, True, ["main"]],
+    "tokenizer": ["", 5, True, ["a/b"]],
     "device": [None, 0, 1.5, True],
 }
 ENGINE_TAKEN: dict[str, list[Any]] = {
@@ -126,6 +130,8 @@ ENGINE_TAKEN: dict[str, list[Any]] = {
     "num_threads": [None, 1, 64],
     "freeze_gc": [True, False],
     "overlap": [None, True, False],
+    "revision": [None, "main"],
+    "tokenizer": [None, "a/b"],
     "device": ["auto", "cpu", "cuda", "cuda:1"],
 }
 
@@ -250,3 +256,59 @@ def test_a_config_by_way_of_json() -> None:
     plugins = {"scheduler": PluginChoice("fcfs", {"max_num_seqs": 3}), "watchers": several}
     config = Config("here", EngineConfig(seed=3), plugins)
     assert Config.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+def test_a_misspelt_field_gets_a_hint() -> None:
+    with raises_sentence(ConfigError, "SamplingParams() has no field 'temprature'. Did you mean 'temperature'?"):
+        SamplingParams(temprature=1)
+    with raises_sentence(ConfigError, "StructuredOutputsParams() has no field 'regexp'. Did you mean 'regex'?"):
+        StructuredOutputsParams(regexp="a")
+    with raises_sentence(ConfigError, "Did you mean 'temperature'?"):
+        dataclasses.replace(SamplingParams(), temprature=1)
+
+
+def test_clone() -> None:
+    params = SamplingParams(stop=["a"], seed=3, logit_bias={1: 2.0})
+    other = params.clone(temperature=0.5)
+    assert other == dataclasses.replace(params, temperature=0.5)
+    assert params.clone() == params
+    assert other.stop is not params.stop
+    with raises_sentence(ConfigError, "temperature must be a number >= 0, got -1."):
+        params.clone(temperature=-1)
+
+
+def test_setting_a_field_says_how_to_get_another() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError) as caught:
+        SamplingParams().temperature = 1  # type: ignore[misc]
+    assert str(caught.value) == "A SamplingParams can't be changed; make another by params.clone(temperature=1)."
+    with pytest.raises(dataclasses.FrozenInstanceError, match=r"by dataclasses.replace\(params, regex='b'\)\."):
+        StructuredOutputsParams(regex="a").regex = "b"  # type: ignore[misc]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    params = SamplingParams(
+        temperature=np.float32(0.5), seed=np.int64(3), logit_bias={np.int64(1): np.float64(2)},
+        ignore_eos=np.bool_(True), allowed_token_ids=np.array([1, 2]), stop_token_ids=torch.tensor([5]),
+        max_tokens=torch.tensor(4),
+    )  # fmt: skip
+    assert params == SamplingParams(
+        temperature=0.5, seed=3, logit_bias={1: 2.0}, ignore_eos=True, allowed_token_ids=[1, 2], stop_token_ids=[5],
+        max_tokens=4,
+    )  # fmt: skip
+    assert {type(value) for value in (params.temperature, params.seed, params.ignore_eos)} == {float, int, bool}
+
+
+@pytest.mark.parametrize("value", [{"regex": "\ud800"}, {"choice": ["a", "\ud800"]}, {"grammar": "\ud800"},
+                                   {"json": {"const": "\ud800"}}, {"json": '{"const": "\\ud800"}'}])  # fmt: skip
+def test_structured_outputs_refuse_lone_surrogates(value: dict[str, Any]) -> None:
+    with raises_sentence(ConfigError, f"{next(iter(value))} must be "):
+        StructuredOutputsParams(**value)
+
+
+def test_values_are_shown_in_bounded_length() -> None:
+    for value in ("x" * 10**6, ["x"] * 10**6, 10**5000, object()):
+        with raises_sentence(ConfigError, "top_p must be a number in (0, 1], got "):
+            SamplingParams(top_p=value)
+        with pytest.raises(ConfigError) as caught:
+            SamplingParams(top_p=value)
+        assert len(str(caught.value)) < 700
