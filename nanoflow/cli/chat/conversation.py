@@ -13,6 +13,7 @@ from typing import Any
 
 from nanoflow.cli import show
 from nanoflow.cli.hydra import command_line
+from nanoflow.cli.hydra.quoting import unescaped
 from nanoflow.cli.settings.checks import checked
 from nanoflow.core.api.llm import LLM
 from nanoflow.core.config.errors import ConfigError, NanoflowError, RequestError, did_you_mean
@@ -130,7 +131,7 @@ def _changed(params: SamplingParams, assignments: str) -> SamplingParams:
     """
     values = _settable(params)
     for assignment in re.split(r"\s+(?=\w+=)", assignments):
-        override = command_line.parsed(assignment)
+        override = command_line.parsed(unescaped(assignment))
         if override is None:
             raise ConfigError(f"{assignment!r} can't be read; write /params NAME=VALUE.")
         values[override.key_or_group] = override.value()

@@ -21,6 +21,7 @@ from nanoflow.cli.hydra.config_files import ConfigFiles
 from nanoflow.cli.hydra.config_source import settings
 from nanoflow.cli.hydra.sentences import sentence
 from nanoflow.core.config.errors import ConfigError, NanoflowError
+from nanoflow.core.config.fields import field_names
 from nanoflow.core.registry.registry import Registry
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra prints errors and exits, unless this variable makes it raise them
@@ -71,7 +72,8 @@ def _compose(command: HydraCommand, argv: list[str], task: Callable[[DictConfig]
         ConfigError: a config that can't be composed.
     """
     flags, overrides = command_line.split(command.name, argv)
-    command_line.check(overrides, sweeping=any(flag in ("-m", "--multirun") for flag in flags))
+    sweeping = any(flag in ("-m", "--multirun") for flag in flags)
+    command_line.check(overrides, sweeping=sweeping, prompts="prompts" in field_names(command.schema))
     config_source.register()
     with _process_state([f"nanoflow {command.name}", *flags, *overrides]):
         try:

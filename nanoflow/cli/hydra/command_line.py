@@ -10,14 +10,19 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from nanoflow.cli.errors import UsageError
+from nanoflow.cli.hydra.quoting import unescaped
+from nanoflow.core.config.errors import ConfigError
 
 
 def split(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags with their values, and the overrides, however the two are mixed."""
+    """Hydra's flags with their values, and the overrides as Hydra reads them, however the two are mixed."""
     overrides = _Parser(command).parse_intermixed_args(argv).overrides
     waiting = list(overrides)
     flags = [argument for argument in argv if not (argument in waiting and waiting.remove(argument) is None)]
-    return flags, overrides
+    return flags, [unescaped(override) for override in overrides]
+
+
+_PROMPT_HINT = " A prompt is written 'prompts=\"To be, or not\"'."
 
 
 class _Parser(ArgumentParser):
@@ -38,18 +43,24 @@ class _Parser(ArgumentParser):
         raise UsageError(f"{message}; `{self.prog} --help` lists the flags.")
 
 
-def check(overrides: list[str], *, sweeping: bool) -> None:
-    """Raise for the first override that can't be read, or that only a sweep could use.
+def check(overrides: list[str], *, sweeping: bool, prompts: bool = False) -> None:
+    """Raise for the first override that can't be read, that only a sweep could use, or that takes a model for a plugin.
+
+    Args:
+        overrides: as Hydra reads them.
+        sweeping: several values make jobs.
+        prompts: the command has the key `prompts`, which somebody may have left out.
 
     Raises:
-        UsageError: that there is one.
+        UsageError: one can't be used so.
+        ConfigError: `model=` is the name of a checkpoint.
     """
     for text in overrides:
         override = parsed(text)
         if override is None:
             raise UsageError(
                 f"The override {text!r} can't be read; write KEY=VALUE, and quote a value with special characters "
-                "twice: 'KEY=\"a: [b\"'."
+                f"twice: 'KEY=\"a: [b\"'.{_PROMPT_HINT if prompts else ''}"
             )
         if not override.get_key_element().strip("+~"):
             raise UsageError(f"The override {text!r} names no key; write KEY=VALUE.")
@@ -58,6 +69,8 @@ def check(overrides: list[str], *, sweeping: bool) -> None:
                 f"{text!r} gives several values; add -m to run a job with each, or write "
                 f"{override.get_key_element()}=[...] for a list."
             )
+        if override.key_or_group == "model" and "/" in (name := str(override.value())):
+            raise ConfigError(f"model= takes the name of a plugin, not of a checkpoint; write checkpoint={name}.")
 
 
 def parsed(override: str) -> Override | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from typing import Any
@@ -99,7 +100,9 @@ def _lines(schema: type, values: DictConfig, prefix: str, skip: Iterable[str] = 
 
 
 def _written(value: Any) -> str:
-    """A value as it is written in YAML and in overrides."""
+    """A value as it is written in an override, quoted for a shell where that is needed."""
     if isinstance(value, str):
-        return value
-    return json.dumps(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, ensure_ascii=False)
+        return shlex.quote(value) if value else "''"
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    written = json.dumps(plain, ensure_ascii=False)
+    return shlex.quote(written) if '"' in written else written
