@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from nanoflow.cli.prompts_file import STDIN
 from nanoflow.core.config.errors import ConfigError
 
 
@@ -15,10 +17,32 @@ def output_file(key: str, name: str | None, folder: Path) -> Path | None:
     Raises:
         ConfigError: no file can be written there.
     """
-    path = folder / Path(name).expanduser() if name else None
-    if path and (path.is_dir() or not path.parent.is_dir()):
+    if not name:
+        return None
+    path = folder / Path(name).expanduser()
+    try:
+        ready = path.parent.is_dir() and (path.is_file() or not path.exists())  # no device, which reads without end
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL in it
+        raise ConfigError(f"{key} {str(path)!r:.60} is no name that a file can have.") from error
+    if not ready:
         raise ConfigError(f"{key} {path} can't be written: it must be a file in a folder that exists.")
     return path
+
+
+def refuse_same(output: Path | None, prompts_file: str | None) -> None:
+    """Raise if prompts are read from the file that results would be written to.
+
+    Raises:
+        ConfigError: that it is so.
+    """
+    if output is None or prompts_file is None or not output.exists():
+        return
+    try:
+        source = os.fstat(0) if prompts_file == STDIN else Path(prompts_file).expanduser().stat()
+    except (OSError, ValueError):  # reading it will say so
+        return
+    if os.path.samestat(source, output.stat()):
+        raise ConfigError(f"output {output} is the prompts_file; choose another file for the completions.")
 
 
 def write_json(key: str, path: Path, record: dict[str, Any]) -> None:
