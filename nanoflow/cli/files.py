@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,20 @@ def output_file(key: str, name: str | None, folder: Path) -> Path | None:
         return None
     path = folder / Path(name).expanduser()
     try:
-        ready = path.parent.is_dir() and (path.is_file() or not path.exists())  # no device, which reads without end
+        ready = path.parent.is_dir() and _is_file_or_nothing(path)
     except (OSError, ValueError) as error:  # a name that is too long, or has a NUL in it
         raise ConfigError(f"{key} {str(path)!r:.60} is no name that a file can have.") from error
     if not ready:
         raise ConfigError(f"{key} {path} can't be written: it must be a file in a folder that exists.")
     return path
+
+
+def _is_file_or_nothing(path: Path) -> bool:
+    """Whether a file may be written there: no folder, and no device, which may be read without end."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def refuse_same(output: Path | None, prompts_file: str | None) -> None:

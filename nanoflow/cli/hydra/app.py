@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from yaml import YAMLError
 
 from nanoflow.cli import show
 from nanoflow.cli.hydra import command_line, config_source, help, sweep
@@ -80,6 +81,8 @@ def _compose(command: HydraCommand, argv: list[str], task: Callable[[DictConfig]
             hydra.main(config_path=None, config_name=command.primary, version_base="1.3")(task)()
         except (NanoflowError, BrokenPipeError):
             raise
+        except YAMLError as error:
+            raise ConfigError(f"A config is not a YAML file: {' '.join(str(error).split())}.") from error
         except (HydraException, ValueError, OSError) as error:
             raise ConfigError(sentence(error, command, registry)) from error
         except SystemExit as exit:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from typing import NoReturn
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,6 +23,11 @@ def split(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 _PROMPT_HINT = " A prompt is written 'prompts=\"To be, or not\"'."
+
+
+def flags(argv: list[str]) -> Namespace:
+    """The values of Hydra's flags, and the overrides, in arguments that `split` has gone through."""
+    return _Parser("").parse_intermixed_args(argv)
 
 
 class _Parser(ArgumentParser):
@@ -69,6 +74,8 @@ def check(overrides: list[str], *, sweeping: bool, prompts: bool = False) -> Non
                 f"{text!r} gives several values; add -m to run a job with each, or write "
                 f"{override.get_key_element()}=[...] for a list."
             )
+        if override.key_or_group == "hydra.sweeper.params":
+            raise ConfigError("hydra.sweeper.params belongs into a yaml file; here, sweep with -m KEY=VALUE,VALUE.")
         if override.key_or_group == "model" and "/" in (name := str(override.value())):
             raise ConfigError(f"model= takes the name of a plugin, not of a checkpoint; write checkpoint={name}.")
 

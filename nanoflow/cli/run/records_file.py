@@ -26,6 +26,7 @@ class RecordsFile:
         self.file = file
         self.num_done = 0
         self.size = 0  # bytes of these lines; what follows is a line that was not finished
+        self.unfinished = 0  # bytes of that one
         self.touched = False  # whether this run has changed it
 
     def skip_done(self, prompts: Iterator[GivenPrompt]) -> Iterator[GivenPrompt]:
@@ -39,6 +40,7 @@ class RecordsFile:
         for line in self.file:
             given = next(prompts, None)
             if not line.endswith(b"\n"):
+                self.unfinished = len(line)
                 unfinished = line.rstrip(b"\0")  # where power failed, space may be there that was never written
                 self._require(given is not None and records.begins(unfinished, given))
                 return chain([given], prompts)
@@ -60,14 +62,15 @@ class RecordsFile:
         self.num_done += 1
 
     def _append(self, line: bytes) -> None:
-        if not self.touched:
-            self.touched = True
-            self.file.truncate(self.size)
-        if os.fstat(self.file.fileno()).st_size != self.size:  # noticed where there are no locks, too
+        unfinished = 0 if self.touched else self.unfinished
+        if os.fstat(self.file.fileno()).st_size != self.size + unfinished:  # noticed where there are no locks, too
             raise ConfigError(
                 f"output {self.path} is being written by another program as well; end that one, and choose another "
                 "file if the two are to run at once."
             )
+        if not self.touched:
+            self.touched = True
+            self.file.truncate(self.size)
         rest = line
         while rest:
             rest = rest[os.write(self.file.fileno(), rest) :]
