@@ -36,9 +36,7 @@ def compose(cli: Cli, *arguments: str) -> dict:
         ("--config-dir=other", "--config-name=own"),
     ],
 )
-def test_a_preset_in_a_folder_of_ones_own(
-    cli: Cli, where: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_preset_in_a_folder_of_ones_own(cli: Cli, where: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path())
     write({
         "mine/__init__.py": "",

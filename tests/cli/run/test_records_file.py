@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,6 +150,7 @@ def test_ctrl_c_says_how_far_it_got_and_how_to_go_on(cli: Cli) -> None:
 @pytest.mark.slow
 def test_progress_on_a_terminal(cli: Cli) -> None:
     leader, screen = pty.openpty()
+    fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
     process = started(stdout=subprocess.DEVNULL, stderr=screen)
     os.close(screen)
     time.sleep(1)
