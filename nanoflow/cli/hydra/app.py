@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from nanoflow.core.config.errors import ConfigError, NanoflowError
 from nanoflow.core.config.fields import field_names
 from nanoflow.core.registry.registry import Registry
 
+logger = logging.getLogger("nanoflow")
 FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra prints errors and exits, unless this variable makes it raise them
 
 
@@ -37,6 +39,7 @@ def main(command: HydraCommand, argv: list[str]) -> int:
     registry = Registry.load()
     for problem in [*registry.problems, *ConfigFiles(registry).problems]:
         show.warn(problem)
+    _log_plugins(registry)
     if "--help" in argv or "-h" in argv:
         print(help.text(command, registry))
         return 0
@@ -88,6 +91,15 @@ def _compose(command: HydraCommand, argv: list[str], task: Callable[[DictConfig]
         except SystemExit as exit:
             return int(exit.code or 0)
     return 0
+
+
+def _log_plugins(registry: Registry) -> None:
+    by_package: dict[str, list[str]] = {}
+    for role in registry.roles:
+        for entry in registry.entries(role):
+            by_package.setdefault(f"{entry.package} {entry.version}", []).append(f"{role}={entry.component.name}")
+    for package, names in by_package.items():
+        logger.info("plugins of %s: %s", package, ", ".join(names))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from typing import NoReturn
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -78,6 +79,14 @@ def check(overrides: list[str], *, sweeping: bool, prompts: bool = False) -> Non
             raise ConfigError("hydra.sweeper.params belongs into a yaml file; here, sweep with -m KEY=VALUE,VALUE.")
         if override.key_or_group == "model" and "/" in (name := str(override.value())):
             raise ConfigError(f"model= takes the name of a plugin, not of a checkpoint; write checkpoint={name}.")
+
+
+def told(section: str) -> set[str]:
+    """The names in a section that the overrides of the command that Hydra runs set, in a sweep those of the job."""
+    if not HydraConfig.initialized():
+        return set()
+    keys = (text.partition("=")[0].lstrip("+~") for text in HydraConfig.get().overrides.task)
+    return {key.removeprefix(f"{section}.") for key in keys if key.startswith(f"{section}.")}
 
 
 def parsed(override: str) -> Override | None:

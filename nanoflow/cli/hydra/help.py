@@ -26,6 +26,7 @@ Flags:
   --config-name NAME  another primary config than {file}.yaml;  --config-dir DIR  a folder that holds it
   --hydra-help        more of Hydra's flags
   --debug             show the traceback of an error
+  --verbose           tell of plugins, slow steps, preemptions and steps that no CUDA graph fits, on standard error
   --block NAME        leave the plugin or the package of that name alone, as if it were not installed
 """
 
