@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
 from pathlib import Path
 from typing import Any
 
-from nanoflow.cli.prompts_file import STDIN
 from nanoflow.core.config.errors import ConfigError
 
 
@@ -36,22 +34,6 @@ def _is_file_or_nothing(path: Path) -> bool:
         return stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:
         return True
-
-
-def refuse_same(output: Path | None, prompts_file: str | None) -> None:
-    """Raise if prompts are read from the file that results would be written to.
-
-    Raises:
-        ConfigError: that it is so.
-    """
-    if output is None or prompts_file is None or not output.exists():
-        return
-    try:
-        source = os.fstat(0) if prompts_file == STDIN else Path(prompts_file).expanduser().stat()
-    except (OSError, ValueError):  # reading it will say so
-        return
-    if os.path.samestat(source, output.stat()):
-        raise ConfigError(f"output {output} is the prompts_file; choose another file for the completions.")
 
 
 def write_json(key: str, path: Path, record: dict[str, Any]) -> None:

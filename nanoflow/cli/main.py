@@ -29,9 +29,9 @@ USAGE = "\n".join(
         "Commands:",
         *(f"  {name:<10}{line}" for name, line in COMMANDS.items()),
         "",
-        "`nanoflow COMMAND --help` says more. With --debug, an error shows its traceback; with --verbose, plugins, slow",
-        "steps and the like are told on standard error; with --block NAME, the plugin or the package of that name is",
-        "left alone, as if it were not installed.",
+        "`nanoflow COMMAND --help` says more. With --debug, an error shows its traceback; with --verbose, plugins,",
+        "slow steps and the like are told on standard error; with --block NAME, the plugin or the package of that name",
+        "is left alone, as if it were not installed.",
     ]
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,22 @@ def read(name: str, sampling: SamplingParams) -> tuple[list[dict[str, Any]], lis
     """
     given = list(each(name, sampling))
     return [item.prompt for item in given], [item.params for item in given]
+
+
+def refuse_same(output: Path | None, prompts_file: str | None) -> None:
+    """Raise if prompts are read from the file that results would be written to.
+
+    Raises:
+        ConfigError: that it is so.
+    """
+    if output is None or prompts_file is None or not output.exists():
+        return
+    try:
+        source = os.fstat(0) if prompts_file == STDIN else Path(prompts_file).expanduser().stat()
+    except (OSError, ValueError):  # reading it will say so
+        return
+    if os.path.samestat(source, output.stat()):
+        raise ConfigError(f"output {output} is the prompts_file; choose another file for the completions.")
 
 
 def each(name: str, sampling: SamplingParams) -> Iterator[GivenPrompt]:

@@ -43,14 +43,14 @@ def main(command: HydraCommand, argv: list[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(help.text(command, registry))
         return 0
-    composed: list[DictConfig] = []  # of a plain run, which goes on below: Hydra would wrap its errors
+    composed: list[tuple[DictConfig, Any]] = []  # of a plain run, which goes on below: Hydra would wrap its errors
     succeeded = True
 
     def task(config: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:  # maybe in another process
             sweep.run(command, registry, config)
         else:
-            composed.append(config)
+            composed.append((config, HydraConfig.instance().cfg))
 
     HydraConfig.instance().cfg = None
     try:
@@ -58,7 +58,7 @@ def main(command: HydraCommand, argv: list[str]) -> int:
     finally:
         if (folder := sweep.folder()) is not None:
             succeeded = sweep.finish(folder)
-    for config in composed:
+    for config, HydraConfig.instance().cfg in composed:
         command.once(settings(command.schema, config, registry), registry)
     return code or int(not succeeded)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nanoflow.bench.report import Report
-from nanoflow.cli.files import output_file, refuse_same
+from nanoflow.cli.files import output_file
 from nanoflow.cli.prompt_line import GivenPrompt
+from nanoflow.cli.prompts_file import refuse_same
 from nanoflow.cli.run import batch, prompts, records
 from nanoflow.cli.run.records_file import opened
 from nanoflow.cli.run.report import Tally
