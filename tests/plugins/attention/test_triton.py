@@ -51,7 +51,8 @@ def test_the_interpreter_runs_the_bundled_model() -> None:
         "engine.device=cpu",
         "sampling.temperature=0",
     ]
-    command += ["prompts=[HAMLET,Who is there]", "sampling.max_tokens=3", "scheduler.max_num_batched_tokens=4"]
+    command += ["prompts=[HAMLET,Who is there]", "sampling.max_tokens=3", "scheduler.max_num_batched_tokens=4",
+                "scheduler.max_num_seqs=4"]  # fmt: skip
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert (process.returncode, process.stderr) == (0, "")
