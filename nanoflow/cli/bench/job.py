@@ -40,7 +40,7 @@ def run(kind: str, config: BenchConfig, registry: Registry, folder: Path, progre
     measure = import_module(f"nanoflow.bench.{kind}").measure
     plan = import_module("nanoflow.core.execution.plan")
     is_cpu = plan.pick_device(config.build.engine.device).type == "cpu"
-    options, note = on_a_cpu(options, command_line.told("bench")) if is_cpu else (options, None)
+    options, note = on_a_cpu(options, command_line.told()) if is_cpu else (options, None)
     job = BenchJob(config.build, config.sampling, options, given, profile, progress)
     report: Report = measure(job, registry)
     if note is not None:

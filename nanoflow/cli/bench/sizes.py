@@ -20,11 +20,11 @@ def on_a_cpu(options: WorkloadOptions, told: set[str]) -> tuple[WorkloadOptions,
 
     Args:
         options: as they are set.
-        told: names of those that the command line sets. One of the sizes among them leaves all as they are.
+        told: keys that the command line sets. One of the sizes among them leaves all as they are.
     """
     sizes = ON_A_CPU.get(options.workload, {})
     virtual = getattr(options, "step_ms", None) is not None  # its time is no real one
-    is_set = any(name in told or getattr(options, name) != getattr(type(options)(), name) for name in sizes)
+    is_set = any(f"bench.{name}" in told or getattr(options, name) != getattr(type(options)(), name) for name in sizes)
     if not sizes or virtual or is_set:
         return options, None
     written = " ".join(f"bench.{name}={value}" for name, value in sizes.items())

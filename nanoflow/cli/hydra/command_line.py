@@ -81,12 +81,11 @@ def check(overrides: list[str], *, sweeping: bool, prompts: bool = False) -> Non
             raise ConfigError(f"model= takes the name of a plugin, not of a checkpoint; write checkpoint={name}.")
 
 
-def told(section: str) -> set[str]:
-    """The names in a section that the overrides of the command that Hydra runs set, in a sweep those of the job."""
+def told() -> set[str]:
+    """The keys that the overrides of the command that Hydra runs set, in a sweep those of the job."""
     if not HydraConfig.initialized():
         return set()
-    keys = (text.partition("=")[0].lstrip("+~") for text in HydraConfig.get().overrides.task)
-    return {key.removeprefix(f"{section}.") for key in keys if key.startswith(f"{section}.")}
+    return {text.partition("=")[0].lstrip("+~") for text in HydraConfig.get().overrides.task}
 
 
 def parsed(override: str) -> Override | None:

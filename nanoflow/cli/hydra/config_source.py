@@ -181,5 +181,8 @@ def settings(schema: type[T], composed: DictConfig, registry: Registry) -> T:
     try:
         values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key} can't be resolved: {str(error).splitlines()[0]}.") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"{error.full_key} can't be resolved: {reason}. A text with ${{...}} in it is written \\${{...}}."
+        ) from error
     return schema.from_values(values, registry)

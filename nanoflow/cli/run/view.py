@@ -101,4 +101,6 @@ def _prompt(result: RequestOutput) -> str:
 
 
 def _counts(result: RequestOutput, completion: CompletionOutput) -> str:
-    return f"{len(result.prompt_token_ids)} + {len(completion.token_ids)} tokens, {completion.finish_reason}"
+    total = completion.cumulative_logprob
+    logprob = f", log-probability {total:.2f}" if total is not None else ""
+    return f"{len(result.prompt_token_ids)} + {len(completion.token_ids)} tokens, {completion.finish_reason}{logprob}"

@@ -82,3 +82,10 @@ def test_a_prompt_without_its_key_or_its_quotes(cli: Cli, argument: str) -> None
     outcome = cli("run", argument)
     assert "A prompt is written 'prompts=\"" in outcome.error
     assert outcome.code == 2
+
+
+def test_a_text_with_the_signs_of_an_interpolation(cli: Cli) -> None:
+    outcome = cli("run", 'prompts="it costs ${y}"')
+    assert outcome.error.endswith(r"A text with ${...} in it is written \${...}.")
+    composed = cli("run", "--cfg", "job", "--resolve", r'prompts="it costs \${y}"')
+    assert yaml.safe_load(composed.out)["prompts"] == "it costs ${y}"

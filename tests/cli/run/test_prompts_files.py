@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,28 @@ def test_a_byte_order_mark_is_no_part_of_a_prompt(cli: Cli) -> None:
         assert json.loads(Path(f"{name}.out").read_text())["prompt"] == "HAMLET:"
     Path("in.txt").write_bytes(b"\xef\xbb\xbfab\xff")
     assert "at byte 5" in cli("run", "prompts_file=in.txt", *SHORT).error
+
+
+def test_the_documented_lines_and_keys(cli: Cli) -> None:
+    """The lines of docs/batch.md are served, and it names every key of their records."""
+    text = (Path(__file__).parents[3] / "docs" / "batch.md").read_text(encoding="utf-8")
+    Path("in.jsonl").write_text(text.partition("```json\n")[2].partition("```")[0])
+    outcome = cli("run", "prompts_file=in.jsonl", "output=out.jsonl")
+    assert (outcome.code, outcome.err) == (0, "")
+    records = read()
+    assert [record["finish_reason"] for record in records] == ["stop", "length", "length"]
+    of_records = text.partition("## Records")[2].partition("##")[0]
+    own = ("id", "custom_id", "method", "url")
+    assert all(f"`{key}`" in of_records for record in records for key in record if key not in own)
+
+
+def test_log_probabilities_on_the_terminal(cli: Cli) -> None:
+    outcome = cli("run", "prompts=Hello", "sampling.logprobs=0", *SHORT)
+    assert re.search(r"3 tokens, length, log-probability -\d+\.\d\d ---", outcome.out)
+    assert "log-probability" not in cli("run", "prompts=Hello", *SHORT).out
+
+
+def test_prompts_that_a_file_takes_the_place_of(cli: Cli) -> None:
+    Path("in.txt").write_text("a\n")
+    assert "prompts is not used" in cli("run", "prompts_file=in.txt", "prompts=Hello", *SHORT).err
+    assert cli("run", "prompts_file=in.txt", *SHORT).err == ""
