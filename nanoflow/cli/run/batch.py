@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from nanoflow.cli.prompt_line import GivenPrompt
 from nanoflow.core.config.errors import RequestError
 from nanoflow.core.data.outputs import CompletionOutput, RequestMetrics, RequestOutput
-from nanoflow.core.text.prompts import encode_chats
+from nanoflow.core.text.chats import encode_chat
 
 if TYPE_CHECKING:
     from nanoflow.core.api.llm import LLM
@@ -89,10 +89,7 @@ def encoded(llm: LLM, given: GivenPrompt, number: int) -> tuple[str | None, list
     """
     if "messages" not in given.prompt:
         return llm.encode(given.prompt, number)
-    messages = given.prompt["messages"]
-    if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
-        raise RequestError(f"messages must be a list of {{'role': ..., 'content': ...}}, got {messages!r:.60}.")
-    return encode_chats(llm.engine.tokenizer, messages, **given.template)[0]
+    return encode_chat(llm.engine.tokenizer, given.prompt["messages"], **given.template)
 
 
 def _refused(given: GivenPrompt, number: int, sentence: str) -> RequestOutput:

@@ -17,7 +17,7 @@ import pytest
 
 from nanoflow.cli.chat import keyboard
 from nanoflow.cli.chat.turns import end_of_turn
-from nanoflow.core.text.tokenizer import Tokenizer
+from nanoflow.core.text.load_tokenizer import load_tokenizer
 from tests.cli.conftest import Cli
 
 BUNDLED = Path(__file__).parents[3] / "nanoflow" / "assets" / "bard"
@@ -262,7 +262,7 @@ def test_a_stop_string_of_ones_own_takes_its_place(cli: Cli, monkeypatch: pytest
     ],
 )
 def test_the_end_of_a_turn_is_the_templates(template: str, expected: str | None) -> None:
-    tokenizer = Tokenizer.load(BUNDLED)
+    tokenizer = load_tokenizer(BUNDLED)
     tokenizer.hf.chat_template = template
     assert end_of_turn(tokenizer) == expected
 
