@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
+from nanoflow.bench.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Rounds:
     Attributes:
         warmup: rounds that don't count.
         repeats: rounds that do.
-        progress: show a bar.
+        progress: show a bar, as standard error is a terminal.
     """
 
     warmup: int = 1
@@ -25,6 +25,10 @@ class Rounds:
 
     def run(self, name: str, action: Callable[[int], Any]) -> list[Any]:
         """What `action` returned in the rounds that count; it gets the number of the round, from 0."""
-        rounds = range(self.warmup + self.repeats)
-        bar = tqdm(rounds, desc=name, unit="round", disable=not self.progress, leave=False, dynamic_ncols=True)
-        return [action(number) for number in bar][self.warmup :]
+        total = self.warmup + self.repeats
+        results = []
+        with Progress(name, total, "round", bar=self.progress) as progress:
+            for number in range(total):
+                results.append(action(number))
+                progress.add()
+        return results[self.warmup :]

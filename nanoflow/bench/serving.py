@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from nanoflow.bench.job import BenchJob
+from nanoflow.bench.progress import Progress
 from nanoflow.bench.report import Report
 from nanoflow.bench.serving_report import Served, report
 from nanoflow.core.api.llm import LLM
@@ -27,7 +29,8 @@ def measure(job: BenchJob, registry: Registry) -> Report:
         llm.generate([[1, 2, 3]], job.sampling, use_tqdm=False)  # what is compiled or allocated at first use
         queried, hits = llm.stats.num_queried_tokens, llm.stats.num_hit_tokens
         clock = Clock(job.options.step_ms / 1000 if job.options.step_ms else None)
-        served = serve(llm.engine, arrivals, clock)
+        with Progress("serving", len(arrivals), "request", bar=job.progress) as progress:
+            served = serve(llm.engine, arrivals, clock, progress.add)
         queried, hits = llm.stats.num_queried_tokens - queried, llm.stats.num_hit_tokens - hits
         return report(llm.describe(), clock.now, served, 100 * hits / queried if queried else 0.0)
 
@@ -69,7 +72,9 @@ class Clock:
         self.virtual += self.step or 0.0
 
 
-def serve(engine: Engine, arrivals: list[Arrival], clock: Clock) -> list[Served]:
+def serve(
+    engine: Engine, arrivals: list[Arrival], clock: Clock, on_served: Callable[[], None] = lambda: None
+) -> list[Served]:
     """Hand each request over when its time has come; returns what became of each, in order.
 
     A request counts as waiting from its arrival on, also while a step keeps it from being handed over. A token is there
@@ -99,6 +104,7 @@ def serve(engine: Engine, arrivals: list[Arrival], clock: Clock) -> list[Served]
             first = first_tokens.setdefault(index, now)
             if output.finished:
                 served[index] = _served(output, arrivals[index], first, now)
+                on_served()
     return [served[index] for index in range(len(arrivals))]
 
 

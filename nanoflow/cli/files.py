@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,24 @@ def output_file(key: str, name: str | None, folder: Path) -> Path | None:
     Raises:
         ConfigError: no file can be written there.
     """
-    path = folder / Path(name).expanduser() if name else None
-    if path and (path.is_dir() or not path.parent.is_dir()):
+    if not name:
+        return None
+    path = folder / Path(name).expanduser()
+    try:
+        ready = path.parent.is_dir() and _is_file_or_nothing(path)
+    except (OSError, ValueError) as error:  # a name that is too long, or has a NUL in it
+        raise ConfigError(f"{key} {str(path)!r:.60} is no name that a file can have.") from error
+    if not ready:
         raise ConfigError(f"{key} {path} can't be written: it must be a file in a folder that exists.")
     return path
+
+
+def _is_file_or_nothing(path: Path) -> bool:
+    """Whether a file may be written there: no folder, and no device, which may be read without end."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def write_json(key: str, path: Path, record: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from importlib import import_module
 from io import TextIOWrapper
 
 from nanoflow import __version__
+from nanoflow.cli import verbose
 from nanoflow.cli.errors import UsageError
 from nanoflow.core.config.errors import NanoflowError, did_you_mean
 
@@ -28,8 +29,9 @@ USAGE = "\n".join(
         "Commands:",
         *(f"  {name:<10}{line}" for name, line in COMMANDS.items()),
         "",
-        "`nanoflow COMMAND --help` says more. With --debug, an error shows its traceback; with --block NAME, the",
-        "plugin or the package of that name is left alone, as if it were not installed.",
+        "`nanoflow COMMAND --help` says more. With --debug, an error shows its traceback; with --verbose, plugins,",
+        "slow steps and the like are told on standard error; with --block NAME, the plugin or the package of that name",
+        "is left alone, as if it were not installed.",
     ]
 )
 
@@ -47,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a run
     try:
         with _blocking(argv) as argv:
-            code = _dispatch([argument for argument in argv if argument != "--debug"])
+            rest = [argument for argument in argv if argument != "--debug"]
+            code = _dispatch(verbose.telling(rest) if verbose.FLAG in rest else rest)
         sys.stdout.flush()
         return code
     except NanoflowError as error:

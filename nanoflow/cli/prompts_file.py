@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import codecs
+import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
-from nanoflow.cli.settings.checks import checked
+from nanoflow.cli.prompt_line import GivenPrompt, from_json, plain
 from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.config.sampling_params import SamplingParams
 
-PROMPT_KEYS = ("prompt", "prompt_token_ids")
 STDIN = "-"
-
-PromptAndParams: TypeAlias = "tuple[dict[str, Any], SamplingParams]"
 
 
 def read(name: str, sampling: SamplingParams) -> tuple[list[dict[str, Any]], list[SamplingParams]]:
@@ -25,14 +22,30 @@ def read(name: str, sampling: SamplingParams) -> tuple[list[dict[str, Any]], lis
     Raises:
         ConfigError: there are none, or the file can't be read.
     """
-    pairs = list(each(name, sampling))
-    return [prompt for prompt, _ in pairs], [params for _, params in pairs]
+    given = list(each(name, sampling))
+    return [item.prompt for item in given], [item.params for item in given]
 
 
-def each(name: str, sampling: SamplingParams) -> Iterator[PromptAndParams]:
+def refuse_same(output: Path | None, prompts_file: str | None) -> None:
+    """Raise if prompts are read from the file that results would be written to.
+
+    Raises:
+        ConfigError: that it is so.
+    """
+    if output is None or prompts_file is None or not output.exists():
+        return
+    try:
+        source = os.fstat(0) if prompts_file == STDIN else Path(prompts_file).expanduser().stat()
+    except (OSError, ValueError):  # reading it will say so
+        return
+    if os.path.samestat(source, output.stat()):
+        raise ConfigError(f"output {output} is the prompts_file; choose another file for the completions.")
+
+
+def each(name: str, sampling: SamplingParams) -> Iterator[GivenPrompt]:
     """`read`, one by one; `-` is standard input."""
     path = Path(name).expanduser()
-    parse = _json_prompt if path.suffix == ".jsonl" else _plain_prompt
+    parse = from_json if path.suffix == ".jsonl" else plain
     empty = True
     for number, line in enumerate(_lines(name, path), start=1):
         if line.strip():
@@ -61,25 +74,11 @@ def _lines(name: str, path: Path) -> Iterator[str]:
 def _decoded(file: BinaryIO, path: Path) -> Iterator[str]:
     start = 0
     for line in file:
+        if start == 0 and line.startswith(codecs.BOM_UTF8):  # a mark of some editors, and no part of a prompt
+            line, start = line.removeprefix(codecs.BOM_UTF8), len(codecs.BOM_UTF8)
         try:
             yield line.decode("utf-8" if start else "utf-8-sig").rstrip("\r\n")  # a byte order mark is no text
         except UnicodeDecodeError as error:
             place = start + error.start
             raise ConfigError(f"prompts_file {path} is not UTF-8 text: {error.reason} at byte {place}.") from error
         start += len(line)
-
-
-def _plain_prompt(line: str, sampling: SamplingParams) -> PromptAndParams:
-    return {"prompt": line}, sampling
-
-
-def _json_prompt(line: str, sampling: SamplingParams) -> PromptAndParams:
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"this is not JSON: {error}.") from error
-    if not isinstance(values, dict) or sum(key in values for key in PROMPT_KEYS) != 1:
-        raise ConfigError('this must be an object with either "prompt" or "prompt_token_ids".')
-    key = next(key for key in PROMPT_KEYS if key in values)
-    prompt = {key: values.pop(key)}
-    return prompt, checked(SamplingParams, {**asdict(sampling), **values}, "sampling.") if values else sampling

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 from nanoflow.bench.job import BenchJob
 from nanoflow.bench.report import Report
 from nanoflow.cli import prompts_file, show
+from nanoflow.cli.bench.sizes import on_a_cpu
 from nanoflow.cli.files import output_file, write_json
+from nanoflow.cli.hydra import command_line
 from nanoflow.cli.settings.commands import BenchConfig
 from nanoflow.core.config.errors import ConfigError
 from nanoflow.core.registry.registry import Registry
@@ -33,9 +36,15 @@ def run(kind: str, config: BenchConfig, registry: Registry, folder: Path, progre
     if (options.workload == "file") != (name is not None):
         raise ConfigError("bench.workload=file and prompts_file=FILE need each other; set both or none.")
     given = prompts_file.read(name, config.sampling) if name is not None else None
-    job = BenchJob(config.build, config.sampling, options, given, profile, progress)
     # Imported here since it takes seconds: what can be checked without it has been by now.
-    report: Report = import_module(f"nanoflow.bench.{kind}").measure(job, registry)
+    measure = import_module(f"nanoflow.bench.{kind}").measure
+    plan = import_module("nanoflow.core.execution.plan")
+    is_cpu = plan.pick_device(config.build.engine.device).type == "cpu"
+    options, note = on_a_cpu(options, command_line.told()) if is_cpu else (options, None)
+    job = BenchJob(config.build, config.sampling, options, given, profile, progress)
+    report: Report = measure(job, registry)
+    if note is not None:
+        report = replace(report, shown=[note, *report.shown])
     if output:
         write_json("bench.output", output, report.record)
     return report

@@ -15,7 +15,8 @@ from nanoflow.core.registry.registry import Registry
 INTRO = """\
 Usage: nanoflow chat [flags] [GROUP=OPTION ...] [KEY=VALUE ...]
 
-A conversation in the terminal. /help lists its commands, Ctrl-C stops an answer, Ctrl-D leaves.
+A conversation in the terminal. /help lists its commands, Ctrl-C stops an answer, Ctrl-D leaves. A message of several
+lines stands between \"\"\", or has a backslash at the end of each line but the last.
 
   nanoflow chat checkpoint=Qwen/Qwen3-0.6B sampling.temperature=0.6 'system="You are terse."'
 """

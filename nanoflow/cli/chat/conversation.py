@@ -6,13 +6,16 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from types import FrameType
 from typing import Any
 
 from nanoflow.cli import show
+from nanoflow.cli.chat import keyboard
+from nanoflow.cli.chat.turns import end_of_turn
 from nanoflow.cli.hydra import command_line
+from nanoflow.cli.hydra.quoting import unescaped
 from nanoflow.cli.settings.checks import checked
 from nanoflow.core.api.llm import LLM
 from nanoflow.core.config.errors import ConfigError, NanoflowError, RequestError, did_you_mean
@@ -23,6 +26,7 @@ COMMANDS = {
     "/reset": "forget the conversation",
     "/params": "show how answers are sampled; /params temperature=0.5 top_k=20 changes it",
     "/exit": "leave; Ctrl-D does it too",
+    '"""': "begins and ends a message of several lines; so does a backslash at the end of a line",
 }
 
 
@@ -48,18 +52,21 @@ class Conversation:
         self.llm = llm
         self.tokenizer = tokenizer
         self.params = _for_chat(params)
+        if params.stop is None and not params.ignore_eos and (end := end_of_turn(tokenizer)) is not None:
+            self.params = replace(self.params, stop=[end])
         self.start = [{"role": "system", "content": system}] if system is not None else []
         self.messages: list[dict[str, str]] = list(self.start)
 
     def run(self) -> None:
         """Go on until the user leaves."""
-        with suppress(ImportError):
-            import readline  # noqa: F401  # gives `input` a line editor with history
+        with keyboard.history():
+            self._talk()
 
+    def _talk(self) -> None:
         print(show.styled("/help lists commands, Ctrl-C stops an answer, Ctrl-D leaves.", show.DIM))
         while True:
             try:
-                line = input("> ").strip()
+                line = keyboard.message()
             except EOFError:
                 print()
                 return
@@ -130,7 +137,7 @@ def _changed(params: SamplingParams, assignments: str) -> SamplingParams:
     """
     values = _settable(params)
     for assignment in re.split(r"\s+(?=\w+=)", assignments):
-        override = command_line.parsed(assignment)
+        override = command_line.parsed(unescaped(assignment))
         if override is None:
             raise ConfigError(f"{assignment!r} can't be read; write /params NAME=VALUE.")
         values[override.key_or_group] = override.value()

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from typing import NoReturn
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from nanoflow.cli.errors import UsageError
+from nanoflow.cli.hydra.quoting import unescaped
+from nanoflow.core.config.errors import ConfigError
 
 
 def split(command: str, argv: list[str]) -> tuple[list[str], list[str]]:
-    """Hydra's flags with their values, and the overrides, however the two are mixed."""
+    """Hydra's flags with their values, and the overrides as Hydra reads them, however the two are mixed."""
     overrides = _Parser(command).parse_intermixed_args(argv).overrides
     waiting = list(overrides)
     flags = [argument for argument in argv if not (argument in waiting and waiting.remove(argument) is None)]
-    return flags, overrides
+    return flags, [unescaped(override) for override in overrides]
+
+
+_PROMPT_HINT = " A prompt is written 'prompts=\"To be, or not\"'."
+
+
+def flags(argv: list[str]) -> Namespace:
+    """The values of Hydra's flags, and the overrides, in arguments that `split` has gone through."""
+    return _Parser("").parse_intermixed_args(argv)
 
 
 class _Parser(ArgumentParser):
@@ -38,18 +49,24 @@ class _Parser(ArgumentParser):
         raise UsageError(f"{message}; `{self.prog} --help` lists the flags.")
 
 
-def check(overrides: list[str], *, sweeping: bool) -> None:
-    """Raise for the first override that can't be read, or that only a sweep could use.
+def check(overrides: list[str], *, sweeping: bool, prompts: bool = False) -> None:
+    """Raise for the first override that can't be read, that only a sweep could use, or that takes a model for a plugin.
+
+    Args:
+        overrides: as Hydra reads them.
+        sweeping: several values make jobs.
+        prompts: the command has the key `prompts`, which somebody may have left out.
 
     Raises:
-        UsageError: that there is one.
+        UsageError: one can't be used so.
+        ConfigError: `model=` is the name of a checkpoint.
     """
     for text in overrides:
         override = parsed(text)
         if override is None:
             raise UsageError(
                 f"The override {text!r} can't be read; write KEY=VALUE, and quote a value with special characters "
-                "twice: 'KEY=\"a: [b\"'."
+                f"twice: 'KEY=\"a: [b\"'.{_PROMPT_HINT if prompts else ''}"
             )
         if not override.get_key_element().strip("+~"):
             raise UsageError(f"The override {text!r} names no key; write KEY=VALUE.")
@@ -58,6 +75,17 @@ def check(overrides: list[str], *, sweeping: bool) -> None:
                 f"{text!r} gives several values; add -m to run a job with each, or write "
                 f"{override.get_key_element()}=[...] for a list."
             )
+        if override.key_or_group == "hydra.sweeper.params":
+            raise ConfigError("hydra.sweeper.params belongs into a yaml file; here, sweep with -m KEY=VALUE,VALUE.")
+        if override.key_or_group == "model" and "/" in (name := str(override.value())):
+            raise ConfigError(f"model= takes the name of a plugin, not of a checkpoint; write checkpoint={name}.")
+
+
+def told() -> set[str]:
+    """The keys that the overrides of the command that Hydra runs set, in a sweep those of the job."""
+    if not HydraConfig.initialized():
+        return set()
+    return {text.partition("=")[0].lstrip("+~") for text in HydraConfig.get().overrides.task}
 
 
 def parsed(override: str) -> Override | None:

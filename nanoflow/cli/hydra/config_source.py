@@ -7,6 +7,8 @@ can be overridden, also those of a third-party plugin whose file says no more th
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from nanoflow.cli.hydra import user_folders
 from nanoflow.cli.hydra.config_files import SUFFIX, ConfigFiles
 from nanoflow.cli.settings.commands import PRIMARIES
 from nanoflow.cli.settings.schema import Settings, ordered_names, sections
@@ -43,20 +46,27 @@ class NanoflowSearchPath(SearchPathPlugin):
     """Puts `NanoflowSource` on Hydra's search path."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("nanoflow", "nanoflow://")
+        folders = user_folders.named(sys.argv[1:])
+        search_path.append("nanoflow", f"nanoflow://{json.dumps(folders) if folders else ''}")
 
 
 class NanoflowSource(ConfigSource):
     """Yaml files over the defaults of the dataclasses.
 
     In the group of a role every name is a config. One that is no file and no plugin is refused when the registry
-    is asked for it, so that in a sweep only the job that names it fails.
+    is asked for it, so that in a sweep only the job that names it fails. Hydra would never look for such a name in the
+    folders that the user has named, which come after this source: so it is done here, before all else.
+
+    Args:
+        provider: who put it on Hydra's search path.
+        path: `nanoflow://`, and the user's folders as a JSON list if there are some.
     """
 
     def __init__(self, provider: str = "nanoflow", path: str = "nanoflow://") -> None:
         super().__init__(provider, path)
         self.registry = Registry.load()
         self.files = ConfigFiles(self.registry).files
+        self.users = user_folders.sources(self.path)
 
     @staticmethod
     def scheme() -> str:
@@ -85,6 +95,8 @@ class NanoflowSource(ConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         """The file at `config_path`, if there is one, over the defaults of the dataclass that it configures."""
         config_path = config_path.removesuffix(".yaml")
+        if (source := self._users_source(config_path)) is not None:
+            return self._users_preset(source, config_path)
         file = self._file(config_path)
         text = file.read_text(encoding="utf-8") if file else ""
         values = _parse(text, file)
@@ -93,6 +105,18 @@ class NanoflowSource(ConfigSource):
         elif config_path in PRIMARIES:
             values = _over_defaults(values, PRIMARIES[config_path][1], self.registry.roles)
         return ConfigResult(self.provider, str(file), values, self._get_header_dict(text))
+
+    def _users_source(self, config_path: str) -> ConfigSource | None:
+        """The folder of the user's that has this preset of a role."""
+        if self._role_and_name(config_path) is None:
+            return None
+        return next((source for source in self.users if source.is_config(config_path)), None)
+
+    def _users_preset(self, source: ConfigSource, config_path: str) -> ConfigResult:
+        found, choice = source.load_config(config_path), self._role_and_name(config_path)
+        if choice and isinstance(found.config, DictConfig) and "defaults" not in found.config:
+            found.config = self._over_plugin_defaults(found.config, *choice)
+        return found
 
     def _over_plugin_defaults(self, values: DictConfig, role: str, name: str) -> DictConfig:
         name = values.get("name", name)
@@ -157,5 +181,8 @@ def settings(schema: type[T], composed: DictConfig, registry: Registry) -> T:
     try:
         values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key} can't be resolved: {str(error).splitlines()[0]}.") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"{error.full_key} can't be resolved: {reason}. A text with ${{...}} in it is written \\${{...}}."
+        ) from error
     return schema.from_values(values, registry)

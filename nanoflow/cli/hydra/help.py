@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from typing import Any
@@ -25,6 +26,7 @@ Flags:
   --config-name NAME  another primary config than {file}.yaml;  --config-dir DIR  a folder that holds it
   --hydra-help        more of Hydra's flags
   --debug             show the traceback of an error
+  --verbose           tell of plugins, slow steps, preemptions and steps that no CUDA graph fits, on standard error
   --block NAME        leave the plugin or the package of that name alone, as if it were not installed
 """
 
@@ -99,7 +101,9 @@ def _lines(schema: type, values: DictConfig, prefix: str, skip: Iterable[str] = 
 
 
 def _written(value: Any) -> str:
-    """A value as it is written in YAML and in overrides."""
+    """A value as it is written in an override, quoted for a shell where that is needed."""
     if isinstance(value, str):
-        return value
-    return json.dumps(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, ensure_ascii=False)
+        return shlex.quote(value) if value else "''"
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    written = json.dumps(plain, ensure_ascii=False)
+    return shlex.quote(written) if '"' in written else written

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from nanoflow.cli.hydra import gpus
 from nanoflow.cli.hydra.command import HydraCommand
 from nanoflow.cli.hydra.config_source import settings
+from nanoflow.cli.hydra.quoting import one_line
 from nanoflow.cli.results import jobs
 from nanoflow.cli.results.table import Results
 from nanoflow.core.config.errors import NanoflowError
@@ -34,7 +35,7 @@ def run(command: HydraCommand, registry: Registry, composed: DictConfig) -> None
     hydra = HydraConfig.get()
     folder, number = Path(hydra.runtime.output_dir), hydra.job.num
     OmegaConf.save(composed, folder / "config.yaml")
-    jobs.begin(folder, number, list(hydra.overrides.task))
+    jobs.begin(folder, number, list(map(one_line, hydra.overrides.task)))
     if not gpus.wanted(composed):
         _run(command, registry, composed, folder)
         return

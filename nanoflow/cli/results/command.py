@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from nanoflow.cli.errors import UsageError
+from nanoflow.cli.results import jobs
 from nanoflow.cli.results.plot import plot
 from nanoflow.cli.results.table import Results
 
+RUNS = Path("runs")  # where sweeps go by default
 USAGE = """\
-Usage: nanoflow results FOLDER [--sort COLUMN [--reverse]] [--csv FILE]
-                               [--plot x=COLUMN y=COLUMN [by=COLUMN] [file=FILE]]
+Usage: nanoflow results [FOLDER] [--sort COLUMN [--reverse]] [--csv FILE]
+                                 [--plot x=COLUMN y=COLUMN [by=COLUMN] [file=FILE]]
 
-Shows what the jobs of a sweep found out, again.
+Shows what the jobs of a sweep found out, again; without a folder, of the newest one in runs/.
 
   nanoflow results runs/2026-11-22_15-51-17_907266 --sort ttft_ms
   nanoflow results runs/... --sort output_tokens_per_s --reverse --csv best.csv     the greatest first
@@ -23,7 +25,7 @@ Shows what the jobs of a sweep found out, again.
 
 Columns are those of results.csv; KEY=VALUE overrides are columns, too. A plot needs matplotlib
 (nanoflow-engine[plots]); its file's ending says of what kind it is, and plot.png in the folder is where it goes by
-default."""
+default. Jobs that share a point become their mean, with a bar from the least to the greatest."""
 
 
 def main(argv: list[str]) -> int:
@@ -32,13 +34,14 @@ def main(argv: list[str]) -> int:
         print(USAGE)
         return 0
     parser = _Parser(prog="nanoflow results", add_help=False, allow_abbrev=False)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--sort")
     parser.add_argument("--reverse", action="store_true")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", nargs="+")
     options = parser.parse_args(argv)
-    found = Results.read(options.folder)
+    folder = options.folder or _newest()
+    found = Results.read(folder)
     if options.sort:
         found = found.sorted(options.sort, options.reverse)
     print(found.table())
@@ -46,10 +49,24 @@ def main(argv: list[str]) -> int:
         found.write_csv(options.csv)
     if options.plot:
         axes = _axes(options.plot)
-        path = Path(axes.get("file", options.folder / "plot.png"))
-        plot(found, axes["x"], axes["y"], axes.get("by"), path)
-        print(f"The plot is in {path}", file=sys.stderr)
+        path = Path(axes.get("file", folder / "plot.png"))
+        note = plot(found, axes["x"], axes["y"], axes.get("by"), path)
+        print(f"The plot is in {path}{f'; {note}' if note else ''}", file=sys.stderr)
     return 0
+
+
+def _newest() -> Path:
+    """The sweep in runs/ whose last job began or ended last; it is named on standard error.
+
+    Raises:
+        UsageError: there is none.
+    """
+    results = [(jobs.last_change(folder), folder) for folder in RUNS.glob("*") if jobs.folders(folder)]
+    if not results:
+        raise UsageError(f"There is no sweep in {RUNS}/ here; write `nanoflow results FOLDER`.")
+    folder = max(results)[1]
+    print(folder, file=sys.stderr)
+    return folder
 
 
 class _Parser(ArgumentParser):

@@ -35,6 +35,11 @@ def folders(sweep: Path) -> list[Path]:
     return [path.parent for path in sweep.glob(f"*/{RESULT}")]
 
 
+def last_change(sweep: Path) -> float:
+    """When the record of a job of a sweep was last written, in seconds since the epoch."""
+    return max((folder / RESULT).stat().st_mtime for folder in folders(sweep))
+
+
 def _write(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     text = json.dumps(record, indent=2, ensure_ascii=False)
     (folder / RESULT).write_text(text + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from nanoflow.cli import show
 from nanoflow.cli.results import jobs
 from nanoflow.core.config.errors import ConfigError, did_you_mean
 
+ERROR = "error"  # the last one, where there is something to say
 FIRST_COLUMNS = ("job", "overrides", "status")
 
 
@@ -59,14 +60,16 @@ class Results:
         return Results(having + [r for r in self.jobs if r not in having], self.titles | extra)
 
     def table(self) -> str:
-        """A line a job; what all jobs have been told is left out."""
+        """A line a job, with the reason why it failed; what all jobs have been told is left out."""
         told = [set(record["overrides"]) for record in self.jobs]
         shared = set.intersection(*told) if len(told) > 1 else set()
         rows = [
             {**record, "overrides": " ".join(item for item in record["overrides"] if item not in shared)}
             for record in self.jobs
         ]
-        return show.table(list(self.titles.values()), ([row.get(key) for key in self.titles] for row in rows))
+        titles = self.titles | ({ERROR: ERROR} if any(row.get(ERROR) for row in rows) else {})
+        rows = [{**row, ERROR: " ".join(str(row.get(ERROR) or "").split())} for row in rows]
+        return show.table(list(titles.values()), ([row.get(key) for key in titles] for row in rows))
 
     def write_csv(self, path: Path) -> None:
         """All columns but single overrides.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nanoflow.bench.report import Report
 from nanoflow.cli import show
-from nanoflow.cli.hydra import app
+from nanoflow.cli.hydra import app, command_line
 from nanoflow.cli.hydra.command import HydraCommand
 from nanoflow.cli.run import job
 from nanoflow.cli.run.view import Completions, Viewer
@@ -27,6 +27,8 @@ Completes prompts with an engine put together from the options below.
 
 
 def _complete(config: RunConfig, registry: Registry) -> None:
+    if config.prompts_file is not None and "prompts" in command_line.told():
+        show.warn("prompts is not used, as prompts_file takes its place; leave out one of the two.")
     viewer = Completions(in_a_file=bool(config.output and config.prompts_file))
     show.report(job.run(config, registry, folder=Path(), viewer=viewer, use_tqdm=sys.stderr.isatty()))
 

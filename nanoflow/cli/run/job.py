@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nanoflow.bench.report import Report
 from nanoflow.cli.files import output_file
+from nanoflow.cli.prompt_line import GivenPrompt
+from nanoflow.cli.prompts_file import refuse_same
 from nanoflow.cli.run import batch, prompts, records
+from nanoflow.cli.run.records_file import opened
 from nanoflow.cli.run.report import Tally
 from nanoflow.cli.run.view import Viewer
 from nanoflow.cli.settings.commands import RunConfig
+from nanoflow.core.config.errors import RequestError
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
 from nanoflow.core.data.outputs import RequestOutput
 from nanoflow.core.registry.registry import Registry
 
 if TYPE_CHECKING:
     from nanoflow.core.api.llm import LLM
+
+Rendered: TypeAlias = "tuple[str | None, list[int]]"  # a conversation's text and its token ids
 
 
 def run(config: RunConfig, registry: Registry, *, folder: Path, viewer: Viewer, use_tqdm: bool = False) -> Report:
@@ -32,42 +39,74 @@ def run(config: RunConfig, registry: Registry, *, folder: Path, viewer: Viewer, 
         NanoflowError: whatever a user can cause.
     """
     path = output_file("output", config.output, folder)
+    refuse_same(path, config.prompts_file)
     if path is None:
         return _at_once(config, registry, viewer, use_tqdm)
     return _one_by_one(config, registry, viewer, path)
 
 
 def _at_once(config: RunConfig, registry: Registry, viewer: Viewer, use_tqdm: bool) -> Report:
-    texts, params = prompts.read(config)
-    viewer.start(len(texts), 0)
+    given = prompts.read(config)
+    viewer.start(len(given), 0)
     with _building(config, registry) as llm:
         start, tally = time.perf_counter(), Tally()
-        if viewer.streams and len(texts) == 1 and params[0].n == 1:
-            results = [_watched(llm, texts, params, viewer)]
+        texts, params = _rendered(llm, given), [item.params for item in given]
+        plain = [item.prompt if text is None else text[1] for item, text in zip(given, texts, strict=True)]
+        if viewer.streams and len(given) == 1 and params[0].n == 1:
+            results = [_watched(llm, plain, params, texts[0], viewer)]
         else:
-            results = llm.generate(texts, params, use_tqdm=use_tqdm)
+            results = llm.generate(plain, params, use_tqdm=use_tqdm)
         seconds = time.perf_counter() - start
-        for result in results:
+        for result, text in zip(results, texts, strict=True):
             tally.add(result)
-            viewer.done(result)
+            viewer.done(_as_given(result, text))
         return tally.report(llm, seconds)
 
 
 def _one_by_one(config: RunConfig, registry: Registry, viewer: Viewer, path: Path) -> Report:
     total = prompts.count(config)
-    file = records.RecordsFile(path)
-    waiting = file.skip_done(prompts.each(config))
-    viewer.start(total, file.num_done)
-    with _building(config, registry) as llm:
-        start, tally = time.perf_counter(), Tally()
-        results = batch.completions(llm, waiting, file.num_done)
-        first = next(results, None)  # before the file is touched: a run that fails at once leaves it as it was
-        with file.append() as lines:
-            for result in chain([first] if first else [], results):
-                lines.write(records.line(result))
-                tally.add(result)
-                viewer.done(result)
-        return tally.report(llm, time.perf_counter() - start)
+    with opened(path) as file:
+        waiting = file.skip_done(prompts.each(config))
+        viewer.start(total, file.num_done)
+        try:
+            with _building(config, registry) as llm:
+                start, tally = time.perf_counter(), Tally()
+                for completed in batch.completions(llm, waiting, file.num_done, records_errors=config.records_errors):
+                    file.write(records.line(completed))
+                    tally.add(completed.output)
+                    viewer.done(completed.output)
+                viewer.end(tally.failed)
+                return tally.report(llm, time.perf_counter() - start)
+        except KeyboardInterrupt:
+            viewer.interrupted(file.num_done, path)
+            raise
+
+
+def _rendered(llm: LLM, given: list[GivenPrompt]) -> list[Rendered | None]:
+    """Of each conversation, what the chat template makes of it; None for other prompts.
+
+    Raises:
+        RequestError: the template does not take one.
+    """
+    found: list[Rendered | None] = [None] * len(given)
+    for number, item in enumerate(given):
+        if "messages" in item.prompt:
+            with _naming_prompt(number):
+                found[number] = batch.encoded(llm, item, number)
+    return found
+
+
+@contextmanager
+def _naming_prompt(number: int) -> Iterator[None]:
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"Prompt {number}: {error}") from error
+
+
+def _as_given(result: RequestOutput, text: Rendered | None) -> RequestOutput:
+    """The output of a conversation with its text, which the engine was not told."""
+    return result if text is None else replace(result, prompt=text[0])
 
 
 def _building(config: RunConfig, registry: Registry) -> LLM:
@@ -76,10 +115,12 @@ def _building(config: RunConfig, registry: Registry) -> LLM:
     return LLM.from_config(config.build, registry)
 
 
-def _watched(llm: LLM, texts: list[Any], params: list[SamplingParams], viewer: Viewer) -> RequestOutput:
+def _watched(
+    llm: LLM, texts: list[Any], params: list[SamplingParams], text: Rendered | None, viewer: Viewer
+) -> RequestOutput:
     """The only prompt's output, shown while it grows."""
     for output in llm.stream(texts, [replace(params[0], output_kind=RequestOutputKind.CUMULATIVE)]):
         if output.finished:
             return output
-        viewer.grows(output)
+        viewer.grows(_as_given(output, text))
     raise AssertionError("a stream ends with a finished output")

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from nanoflow.cli import prompts_file
-from nanoflow.cli.prompts_file import PromptAndParams
+from nanoflow.cli.prompt_line import GivenPrompt
 from nanoflow.cli.settings.commands import RunConfig
 from nanoflow.core.config.errors import ConfigError
-from nanoflow.core.config.sampling_params import SamplingParams
 
 
-def read(config: RunConfig) -> tuple[list[dict[str, Any]], list[SamplingParams]]:
+def read(config: RunConfig) -> list[GivenPrompt]:
     """The prompts of `config`, or of its `prompts_file`, and how to sample each.
 
     Raises:
         ConfigError: there are none, or the file can't be read.
     """
-    pairs = list(each(config))
-    return [prompt for prompt, _ in pairs], [params for _, params in pairs]
+    return list(each(config))
 
 
 def count(config: RunConfig) -> int | None:
@@ -34,11 +31,11 @@ def count(config: RunConfig) -> int | None:
     return sum(1 for _ in each(config))
 
 
-def each(config: RunConfig) -> Iterator[PromptAndParams]:
+def each(config: RunConfig) -> Iterator[GivenPrompt]:
     """`read`, one by one: a file is read as far as it is asked for."""
     if config.prompts_file is not None:
         yield from prompts_file.each(config.prompts_file, config.sampling)
     elif not config.prompts:
         raise ConfigError("prompts is empty; give some, such as 'prompts=[\"HAMLET:\"]', or a prompts_file.")
     for text in config.prompts if config.prompts_file is None else ():
-        yield {"prompt": text}, config.sampling
+        yield GivenPrompt({"prompt": text}, config.sampling)

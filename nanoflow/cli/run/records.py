@@ -1,76 +1,19 @@
-"""The output file of a run: a JSON object a line, in the order of the prompts, and how to go on with one."""
+"""The record of a prompt: a JSON object on a line of the output file, in the order of the prompts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import chain
-from pathlib import Path
-from typing import Any, TextIO
+import math
+from typing import Any
 
-from nanoflow.cli.prompts_file import PromptAndParams
-from nanoflow.core.config.errors import ConfigError
-from nanoflow.core.config.sampling_params import SamplingParams
-from nanoflow.core.data.outputs import CompletionOutput, RequestOutput
+from nanoflow.cli.prompt_line import GivenPrompt
+from nanoflow.cli.run.batch import Completed
+from nanoflow.core.data.outputs import CompletionOutput, Logprob
 
 
-class RecordsFile:
-    """An output file, and how far an earlier run got with it.
-
-    Args:
-        path: of the file; need not exist.
-
-    Attributes:
-        num_done: lines that stand there already and were found to belong to the first prompts.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.num_done = 0
-        self.size = 0  # bytes of these lines; what follows is a line that was not finished
-
-    def skip_done(self, prompts: Iterator[PromptAndParams]) -> Iterator[PromptAndParams]:
-        """The prompts whose lines are not there yet. Changes nothing in the file.
-
-        Raises:
-            ConfigError: the file holds something else.
-        """
-        with _telling_errors(self.path):
-            if not self.path.exists():
-                return prompts
-            with self.path.open("rb") as file:
-                for line in file:
-                    pair = next(prompts, None)
-                    if not line.endswith(b"\n"):
-                        self._require(pair is not None and _begins(line, *pair))
-                        return chain([pair], prompts)
-                    self._require(pair is not None and _is_of(line, *pair))
-                    self.num_done += 1
-                    self.size += len(line)
-        return prompts
-
-    def _require(self, belongs: bool) -> None:
-        if not belongs:
-            raise ConfigError(
-                f"output {self.path} exists, and its line {self.num_done + 1} is not the completion of prompt "
-                f"{self.num_done + 1}; delete the file to start over, or choose another one."
-            )
-
-    @contextmanager
-    def append(self) -> Iterator[TextIO]:
-        """The file, open for the lines that are missing. Each reaches the disk when it is written.
-
-        Raises:
-            ConfigError: it can't be written.
-        """
-        with _telling_errors(self.path), self.path.open("a", encoding="utf-8", buffering=1) as file:
-            file.truncate(self.size)
-            yield file
-
-
-def line(result: RequestOutput) -> str:
-    """The line of a request; `completions` holds all of them if there are several."""
+def line(completed: Completed) -> bytes:
+    """The record of a prompt; `completions` holds all of them if there are several."""
+    given, number, result = completed
     record = {
         "prompt": result.prompt,
         "prompt_token_ids": result.prompt_token_ids,
@@ -80,54 +23,83 @@ def line(result: RequestOutput) -> str:
         "num_cached_tokens": result.num_cached_tokens,
         "ttft": result.metrics.ttft,
     }
+    if result.prompt_logprobs is not None:
+        record["prompt_logprobs"] = list(map(_logprobs, result.prompt_logprobs))
     if len(result.outputs) > 1:
         record["completions"] = [_completion(completion) for completion in result.outputs]
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    length = len(result.prompt_token_ids)
+    return _written(_start(given, length) | record | _shown(given, length) | {"index": number, **given.own}) + b"\n"
+
+
+def is_of(line: bytes, given: GivenPrompt) -> bool:
+    """Whether a line of an output file is the record of a prompt."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(record, dict):
+        return False
+    return all(record.get(key) == value for key, value in _shown(given, record.get("num_prompt_tokens")).items())
+
+
+def begins(line: bytes, given: GivenPrompt) -> bool:
+    """Whether the end of an output file may be the beginning of the record of a prompt."""
+    start = _start(given, None)
+    return any(line.startswith(text.removesuffix(b"}")[: len(line)]) for text in (_written(start), _ascii(start)))
 
 
 def _completion(completion: CompletionOutput) -> dict[str, Any]:
-    return {
+    record = {
         "text": completion.text,
         "token_ids": completion.token_ids,
         "finish_reason": completion.finish_reason,
         "stop_reason": completion.stop_reason,
     }
+    if completion.logprobs is not None:
+        record["cumulative_logprob"] = _finite(completion.cumulative_logprob)
+        record["logprobs"] = list(map(_logprobs, completion.logprobs))
+    return record
 
 
-def _is_of(line: bytes, prompt: dict[str, Any], params: SamplingParams) -> bool:
-    """Whether a line of the file is that of `prompt`."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return False
-    if not isinstance(record, dict):
-        return False
-    shown = _shown(prompt, params, record.get("num_prompt_tokens"))
-    return all(record.get(key) == value for key, value in shown.items())
+def _logprobs(of_token: dict[int, Logprob] | None) -> dict[int, dict[str, Any]] | None:
+    """By token id, which JSON writes as a text."""
+    if of_token is None:
+        return None
+    return {
+        token_id: {"logprob": _finite(found.logprob), "rank": found.rank, "decoded_token": found.decoded_token}
+        for token_id, found in of_token.items()
+    }
 
 
-def _begins(line: bytes, prompt: dict[str, Any], params: SamplingParams) -> bool:
-    """Whether the end of the file may be the beginning of the line of `prompt`."""
-    shown = _shown(prompt, params, None)
-    start = json.dumps({"prompt": None} | shown, ensure_ascii=False).removesuffix("}").encode()
-    return line.startswith(start[: len(line)])
+def _finite(number: float | None) -> float | None:
+    """JSON has no infinities."""
+    return number if number is not None and math.isfinite(number) else None
 
 
-def _shown(prompt: dict[str, Any], params: SamplingParams, length: int | None) -> dict[str, Any]:
-    """What a line shows of `prompt`, of its token ids those that truncation leaves.
+def _start(given: GivenPrompt, length: int | None) -> dict[str, Any]:
+    """The first keys of a record, by which one that was cut is known again."""
+    shown = _shown(given, length)
+    return shown if "messages" in shown else {"prompt": None} | shown
+
+
+def _shown(given: GivenPrompt, length: int | None) -> dict[str, Any]:
+    """What a record shows of a prompt, of its token ids those that truncation leaves.
 
     Where the engine says how many these are, `length` is that number, and None leaves them out.
     """
-    if "prompt_token_ids" not in prompt or params.truncate_prompt_tokens is None:
-        return prompt
-    if params.truncate_prompt_tokens > 0:
-        length = params.truncate_prompt_tokens
-    return {"prompt_token_ids": prompt["prompt_token_ids"][-length:]} if length else {}
+    ids, most = given.prompt.get("prompt_token_ids"), given.params.truncate_prompt_tokens
+    if not isinstance(ids, list) or most is None:
+        return given.prompt
+    length = most if most > 0 else length
+    return {"prompt_token_ids": ids[-length:]} if length else {}
 
 
-@contextmanager
-def _telling_errors(path: Path) -> Iterator[None]:
+def _written(record: dict[str, Any]) -> bytes:
     try:
-        yield
-    except OSError as error:
-        raise ConfigError(f"output {path} can't be written: {error.strerror}.") from error
+        return json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # halves of characters, which UTF-8 can't write
+        return _ascii(record)
+
+
+def _ascii(record: dict[str, Any]) -> bytes:
+    return json.dumps(record).encode()

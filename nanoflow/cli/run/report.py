@@ -26,6 +26,7 @@ class Tally:
     """What counts of the results, so that they need not be kept."""
 
     requests: int = 0
+    failed: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     ttfts: int = 0
@@ -34,6 +35,7 @@ class Tally:
     def add(self, result: RequestOutput) -> None:
         """Count a finished request."""
         self.requests += 1
+        self.failed += any(completion.finish_reason == "error" for completion in result.outputs)
         self.prompt_tokens += len(result.prompt_token_ids)
         self.output_tokens += sum(len(completion.token_ids) for completion in result.outputs)
         if result.metrics.ttft is not None:

@@ -24,6 +24,7 @@ from nanoflow.core.execution.plan import device_name
 from nanoflow.core.execution.prompt_logprobs import prompt_spans, prompt_tokens, scored_tokens
 from nanoflow.core.execution.step_message import StepMessage
 from nanoflow.core.execution.step_output import StepOutput
+from nanoflow.core.execution.uncaptured_steps import UncapturedSteps
 from nanoflow.core.sampling.batch_sampler import BatchSampler
 from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.core.sampling.logprobs import Span, TopLogprobs, top_logprobs
@@ -84,6 +85,7 @@ class LocalExecutor(Executor):
         self.watched = group if group.parallel.size > 1 else None  # as `DeviceStep.rank_group`
         self.sampler = BatchSampler(runner.max_num_seqs, vocab_size, runner.device, runner.ops, processors)
         width = runner.slots.block_tables_RB.shape[1]
+        self.uncaptured = UncapturedSteps()
         self.inputs = InputBatch(runner.max_num_seqs, width, runner.num_kv_blocks, self.sampler)
         self.capabilities = Capabilities(
             device=device_name(runner.device, group.parallel.size, runner.threads.number),
@@ -137,6 +139,8 @@ class LocalExecutor(Executor):
         capture = None
         if runner.graphs is not None and not spans:  # captured steps keep the logits of last tokens only
             capture = runner.graphs.find(num_tokens, num_seqs, uniform_decode=uniform_decode)
+            if capture is None:
+                self.uncaptured.note(num_tokens, num_seqs)
         if capture is not None:
             num_tokens, num_seqs = capture.buffer.num_tokens, capture.buffer.num_seqs
         buffer = runner.open_buffer(num_tokens, num_seqs, capture is not None)

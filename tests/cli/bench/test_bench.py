@@ -113,8 +113,10 @@ def test_a_sweep(cli: Cli) -> None:
         "status",
         "offline256 tok/s",
         "% of floor",
+        "error",
     ]
     assert "engine.block_size=16" in first
+    assert "engine.block_size must be" in second
     assert "failed" in second
     assert "offline256 " in outcome.out
 

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from nanoflow.cli.chat import keyboard
+from nanoflow.cli.chat.turns import end_of_turn
+from nanoflow.core.text.load_tokenizer import load_tokenizer
 from tests.cli.conftest import Cli
 
 BUNDLED = Path(__file__).parents[3] / "nanoflow" / "assets" / "bard"
@@ -25,11 +28,11 @@ RATE = r"\[(\d+) tokens, [\d,.]+ tok/s, (\w+)\]"
 class Terminal:
     """A command that runs in a terminal of its own."""
 
-    def __init__(self, *argv: str) -> None:
+    def __init__(self, *argv: str, state: str = os.devnull) -> None:
         self.pid, self.leader = pty.fork()
         if self.pid == 0:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
-            os.environ |= {"NO_COLOR": "1", "TERM": "dumb"}
+            os.environ |= {"NO_COLOR": "1", "TERM": "dumb", "XDG_STATE_HOME": state}
             os.execv(sys.executable, [sys.executable, "-m", "nanoflow", *argv])
         self.unread = ""
         self.code: int | None = None
@@ -196,3 +199,85 @@ def test_lines_that_are_not_typed(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> 
     outcome = cli("chat", "sampling.max_tokens=3", "system=Be brief.")
     assert outcome.code == 0
     assert re.search(RATE, outcome.out)
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    """As if a person typed these lines, and then Ctrl-D."""
+    waiting = iter(lines)
+
+    def read(_: str) -> str:
+        try:
+            return next(waiting)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", read)
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["one"], "one"),
+        (["one\\", "two\\", "  three"], "one\ntwo\n  three"),
+        (['"""one', "", "two", 'three"""'], "one\n\ntwo\nthree"),
+        (['"""', "one\\", '"""'], "one\\"),
+        (['"""one"""'], "one"),
+        (['"""one', "two"], "one\ntwo"),
+        (["one\\"], "one"),
+    ],
+)
+def test_messages_of_several_lines(monkeypatch: pytest.MonkeyPatch, lines: list[str], expected: str) -> None:
+    typed(monkeypatch, *lines)
+    assert keyboard.message() == expected
+    with pytest.raises(EOFError):
+        keyboard.message()
+
+
+def test_an_answer_ends_where_the_bundled_models_turn_ends(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed(monkeypatch, "Who art thou?", "/params", "/params stop=[] temperature=0", "Who art thou?")
+    out = cli("chat", "sampling.temperature=0", "sampling.max_tokens=200").out
+    first, second = re.findall(RATE, out)
+    assert first[1] == "stop"
+    assert int(first[0]) < int(second[0])
+    assert "stop=['\\n\\n']" in out
+    assert "\n\n" not in out.partition("leaves.\n")[2].partition("\n[")[0]
+
+
+def test_a_stop_string_of_ones_own_takes_its_place(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed(monkeypatch, "/params", r'/params stop=["a\nb"]')
+    out = cli("chat", r'sampling.stop=["\n"]').out
+    assert "stop=['\\n']" in out
+    assert "stop=['a\\nb']" in out
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{% for m in messages %}{{ m.content }}\n\n{% endfor %}", "\n\n"),
+        ("{% for m in messages %}{{ m.content }}<|endoftext|>\n\n{% endfor %}", None),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", None),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", None),
+        ("{{ messages[0].content }}", None),
+        ("{{ raise_exception('no') }}", None),
+    ],
+)
+def test_the_end_of_a_turn_is_the_templates(template: str, expected: str | None) -> None:
+    tokenizer = load_tokenizer(BUNDLED)
+    tokenizer.hf.chat_template = template
+    assert end_of_turn(tokenizer) == expected
+
+
+@pytest.mark.slow
+def test_the_history_outlives_the_session(tmp_path: Path) -> None:
+    for keys in ("/params top_k=7\n", "\x1b[A\x1b[A\n"):  # the last line is /exit
+        terminal = Terminal("chat", "sampling.max_tokens=2", state=str(tmp_path))
+        try:
+            terminal.until(PROMPT)
+            terminal.type(keys)
+            terminal.until(r"\ntop_k=7")
+            terminal.until(PROMPT)
+            terminal.type("/exit\n")
+            assert terminal.wait() == 0
+        finally:
+            terminal.close()
+    assert (tmp_path / "nanoflow" / "chat_history").stat().st_mode & 0o077 == 0

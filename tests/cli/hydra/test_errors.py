@@ -53,7 +53,7 @@ SETTINGS = {
     "sampling.logit_bias={5:101}": "sampling.logit_bias must be a map from token ids >= 0 to numbers in [-100, 100]",
     "sampling.temperature={5:1}": "sampling.temperature must be a number, got {5: 1}.",
     "scheduler.max_num_seqs=many": "scheduler.max_num_seqs must be an integer, got 'many'.",
-    "prompts=HAMLET": "prompts must be a list of texts, got 'HAMLET'; write prompts=[...].",
+    "prompts=5": "prompts must be a list of texts, got 5; write prompts=[...].",
     "engine=4": "engine holds options, such as engine.NAME=VALUE",
     "sampling=null": "sampling holds options",
     "scheduler.name=null": "scheduler.name must be the name of a plugin, got None.",

@@ -5,11 +5,14 @@ from __future__ import annotations
 import builtins
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nanoflow.cli.results.points import label
+from nanoflow.cli.results.table import Results
 from tests.cli.conftest import Cli
 
 COLUMNS = {"ttft_ms": "TTFT ms", "rate": "tok/s"}
@@ -43,7 +46,7 @@ def test_the_table(cli: Cli, sweep: Path) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     assert jobs(outcome.out) == [0, 1, 2, 3]
     assert [cell.strip() for cell in outcome.out.splitlines()[0].split("|")] == [
-        "job", "overrides", "status", "TTFT ms", "tok/s",
+        "job", "overrides", "status", "TTFT ms", "tok/s", "error",
     ]  # fmt: skip
 
 
@@ -92,7 +95,6 @@ def test_a_plot_goes_to_the_folder(cli: Cli, sweep: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
-        ((), 2, "the following arguments are required: folder"),
         (("nowhere",), 1, "nowhere is not the folder of a sweep: it holds no */result.json."),
         (("runs/one", "--sort", "ttft"), 1, "There is no column 'ttft'. Did you mean 'ttft_ms'?"),
         (("runs/one", "--csv", "no/such.csv"), 1, "no/such.csv can't be written"),
@@ -119,3 +121,81 @@ def test_without_matplotlib(cli: Cli, sweep: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(builtins, "__import__", without)
     outcome = cli("results", str(sweep), "--plot", "x=rate", "y=ttft_ms")
     assert "pip install 'nanoflow-engine[plots]'" in outcome.error
+
+
+def test_the_reason_of_a_failure_stands_in_the_table(cli: Cli, sweep: Path) -> None:
+    assert cli("results", str(sweep)).out.splitlines()[-1].split("|")[-1].strip() == "no"
+    (sweep / "3" / "result.json").unlink()
+    assert "error" not in cli("results", str(sweep)).out
+
+
+def test_without_a_folder_it_is_the_newest_sweep(cli: Cli, sweep: Path) -> None:
+    newer = Path("runs/a")
+    (newer / "0").mkdir(parents=True)
+    (newer / "0" / "result.json").write_text(json.dumps({"job": 0, "overrides": [], "status": "interrupted"}))
+    for place in sweep.glob("*/result.json"):
+        os.utime(place, (1, 1))
+    outcome = cli("results")
+    assert (jobs(outcome.out), outcome.err) == ([0], f"{newer}\n")
+
+
+def test_without_any_sweep(cli: Cli) -> None:
+    outcome = cli("results")
+    assert (outcome.code, outcome.error) == (2, "There is no sweep in runs/ here; write `nanoflow results FOLDER`.")
+
+
+def test_jobs_that_share_a_point_become_their_mean_with_the_spread(
+    cli: Cli, sweep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[dict[str, Any]] = []
+    from matplotlib.axes import Axes
+
+    def errorbar(axes: Axes, x: Any, y: Any, **options: Any) -> None:
+        drawn.append({"x": x, "y": y, "yerr": options["yerr"]})
+
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
+    outcome = cli("results", str(sweep), "--plot", "x=scheduler.max_num_seqs", "y=ttft_ms")
+    assert drawn == [{"x": [4, 16], "y": [10.75, 30], "yerr": [(1.25, 0), (1.25, 0)]}]
+    assert "means of up to 2 jobs that differ in scheduler; bars go from the least to the greatest" in outcome.err
+    drawn.clear()
+    outcome = cli("results", str(sweep), "--plot", "x=scheduler.max_num_seqs", "y=ttft_ms", "by=scheduler")
+    assert [line["yerr"] for line in drawn] == [None, None]
+    assert "means" not in outcome.err
+
+
+def test_bars_have_the_spread_too(cli: Cli, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heights: list[Any] = []
+    from matplotlib.axes import Axes
+
+    monkeypatch.setattr(
+        Axes, "bar", lambda axes, at, height, width, **options: heights.append((height, options["yerr"]))
+    )
+    cli("results", str(sweep), "--plot", "x=scheduler", "y=ttft_ms")
+    assert heights == [([19.75, 12], [(10.25, 0), (10.25, 0)])]
+
+
+def test_labels_have_units_and_integers_have_whole_ticks(cli: Cli, sweep: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figures: list[Figure] = []
+    save = Figure.savefig
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Figure, "savefig", lambda self, *args, **options: (figures.append(self), save(self, *args, **options))
+        )
+        cli("results", str(sweep), "--plot", "x=scheduler.max_num_seqs", "y=ttft_ms", "by=scheduler")
+    (axes,) = figures[0].axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("scheduler.max_num_seqs", "TTFT (ms)")
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ("ttft_ms", "TTFT (ms)"), ("output_tokens_per_s", "output (tok/s)"), ("hit_rate_percent", "hit rate (%)"),
+        ("seconds", "seconds (s)"), ("engine.kv_cache_gib", "engine.kv_cache_gib (GiB)"), ("rate", "tok/s"),
+        ("preemptions", "preemptions"), ("bandwidth_gb_per_s", "bandwidth (GB/s)"),
+    ],
+)  # fmt: skip
+def test_a_label(column: str, expected: str) -> None:
+    assert label(Results([], COLUMNS), column) == expected

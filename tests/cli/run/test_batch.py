@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from nanoflow import SamplingParams
+from nanoflow.cli.prompt_line import GivenPrompt
 from nanoflow.cli.run import batch, records
 from tests.cli.conftest import Cli
 from tests.core.running import engine_of, greedy
@@ -142,7 +142,7 @@ def test_truncated_prompts_are_known_again(cli: Cli, length: str) -> None:
 def test_a_prompt_that_cannot_be_served(cli: Cli) -> None:
     """Those before it are kept; once it is mended, the run goes on."""
     Path("in.jsonl").write_text('{"prompt": "a"}\n{"prompt": ""}\n{"prompt": "c"}\n')
-    arguments = ("run", "prompts_file=in.jsonl", "output=out.jsonl", *SHORT)
+    arguments = ("run", "prompts_file=in.jsonl", "output=out.jsonl", "on_error=stop", *SHORT)
     assert "Prompt 1: The prompt is empty" in cli(*arguments).error
     assert [record["prompt"] for record in read()] == ["a"]
     Path("in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n{"prompt": "c"}\n')
@@ -166,13 +166,13 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     """Four times as many prompts take no more memory at their peak."""
     llm = scripted_llm(tmp_path / "checkpoint", [5, 6, 7], scheduler={"max_num_seqs": 32})
 
-    def prompts(count: int) -> Iterator[tuple[dict[str, Any], SamplingParams]]:
+    def prompts(count: int) -> Iterator[GivenPrompt]:
         for index in range(count):
-            yield {"prompt_token_ids": [1 + index % 97] * 64}, greedy(1 + index % 3)
+            yield GivenPrompt({"prompt_token_ids": [1 + index % 97] * 64}, greedy(1 + index % 3))
 
     def peak(count: int) -> int:
         tracemalloc.start()
-        with (tmp_path / f"{count}.jsonl").open("w") as file:
+        with (tmp_path / f"{count}.jsonl").open("wb") as file:
             for result in batch.completions(llm, prompts(count), max_pending=64):
                 file.write(records.line(result))
                 assert len(engine_of(llm).requests) <= 64
@@ -189,9 +189,9 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
 def test_prompts_are_read_when_there_is_room(tmp_path: Path) -> None:
     llm = scripted_llm(tmp_path / "checkpoint", [5, 6, 7])
     asked = iter(range(100))
-    prompts = (({"prompt_token_ids": [1 + next(asked)]}, greedy(2)) for _ in range(100))
+    prompts = (GivenPrompt({"prompt_token_ids": [1 + next(asked)]}, greedy(2)) for _ in range(100))
     results = batch.completions(llm, prompts, max_pending=10)
-    assert next(results).prompt_token_ids == [1]
+    assert next(results).output.prompt_token_ids == [1]
     assert next(asked) <= 10
     results.close()
     assert not engine_of(llm).has_unfinished

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -33,3 +37,25 @@ def test_auto_never_takes_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> No
     assert next(c for c in nanoflow_attention_backends() if c.name == "triton").priority < 0
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     assert next(c for c in nanoflow_attention_backends() if c.name == "triton").priority > 0
+
+
+@pytest.mark.slow
+def test_the_interpreter_runs_the_bundled_model() -> None:
+    """Prefill beside decodes, and decodes alone, as a learner without a GPU would step through them."""
+    command = [
+        sys.executable,
+        "-m",
+        "nanoflow",
+        "run",
+        "attention=triton",
+        "engine.device=cpu",
+        "sampling.temperature=0",
+    ]
+    command += ["prompts=[HAMLET,Who is there]", "sampling.max_tokens=3", "scheduler.max_num_batched_tokens=4",
+                "scheduler.max_num_seqs=4"]  # fmt: skip
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert (process.returncode, process.stderr) == (0, "")
+    command[4] = "attention=torch"
+    expected = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert process.stdout.partition("bard |")[0] == expected.partition("bard |")[0]
