@@ -255,7 +255,7 @@ class Engine(CommandHandler):
             if sequence.finish_reason is None:
                 first = len(sequence.token_ids)
                 self._stats.num_output_tokens += sequence.append_token(token_id)
-                if first == sequence.num_prompt_tokens:
+                if first == sequence.num_prompt_tokens < len(sequence.token_ids):
                     sequence.first_token_time = now
                 if sequence.request_id in self.incremental:
                     changed.append((sequence, first))

@@ -164,8 +164,8 @@ class LogitsProcessors(ProcessorChoice):
         return changed_SV
 
     def observe(self, slots: np.ndarray, tokens_S: torch.Tensor) -> None:
-        """These slots, distinct ones, sampled these tokens (int64)."""
-        used_PS = self.used_PR[:, slots]
+        """These slots, distinct ones, sampled these tokens (int64; -1: none, and what is told of it does not count)."""
+        used_PS, tokens_S = self.used_PR[:, slots], tokens_S.clamp(min=0)
         for index in np.flatnonzero(used_PS.any(1)).tolist():
             if self.observes[index]:
                 rows = np.flatnonzero(used_PS[index])
