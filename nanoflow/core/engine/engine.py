@@ -103,8 +103,7 @@ class Engine(CommandHandler):
         self.output_processor.add(request)
 
     def _add(self, command: AddRequest) -> None:
-        if self.failure is not None:
-            raise NanoflowError(f"The engine stopped at an earlier error ({self.failure!r}); make a new one.")
+        self._check_works()
         request_id, params = command.request_id, command.params
         names = [request_id] if params.n == 1 else [f"{request_id}#{index}" for index in range(params.n)]
         if request_id in self.requests or not self.owners.keys().isdisjoint(names):
@@ -128,6 +127,11 @@ class Engine(CommandHandler):
                 self.observers.tell("on_add", sequence)
         if request.streams or params.stop:
             self.incremental.update(names)
+
+    def _check_works(self) -> None:
+        if self.failure is not None:
+            what = f"The engine stopped at an earlier error ({self.failure!r}); make a new one."
+            raise NanoflowError(what) from self.failure
 
     def _sequences(self, command: AddRequest, names: list[str]) -> list[Sequence]:
         """One for each completion."""
@@ -190,6 +194,7 @@ class Engine(CommandHandler):
 
     def advance(self) -> list[Update]:
         """`step`, with its updates left to be processed."""
+        self._check_works()
         try:
             updates = self._take_prepared() if self.preparing else []
             batch = self.scheduler.schedule()
@@ -200,7 +205,10 @@ class Engine(CommandHandler):
             return updates
         except BaseException as error:  # even an interrupt leaves a batch half done, and blocks marked as filled
             self.failure = error
-            self.close()
+            try:
+                self.close()
+            except Exception as another:
+                logger.warning("The engine could not be closed after an error.", exc_info=another)
             raise
 
     def _submit(self, batch: Batch) -> None:
