@@ -190,10 +190,15 @@ class Engine(CommandHandler):
 
         Returns outputs of requests that ended with it, and of those that stream and have got something.
         """
-        return self.output_processor.process(self.advance())
+        try:
+            return self.output_processor.process(self.advance())
+        except BaseException as error:
+            self.failure = self.failure or error
+            self.close_after_failure()
+            raise
 
     def advance(self) -> list[Update]:
-        """`step`, with its updates left to be processed."""
+        """`step`, with its updates left to be processed. Where it fails, whoever called it closes the engine."""
         self._check_works()
         try:
             updates = self._take_prepared() if self.preparing else []
@@ -205,10 +210,6 @@ class Engine(CommandHandler):
             return updates
         except BaseException as error:  # even an interrupt leaves a batch half done, and blocks marked as filled
             self.failure = error
-            try:
-                self.close()
-            except Exception as another:
-                logger.warning("The engine could not be closed after an error.", exc_info=another)
             raise
 
     def _submit(self, batch: Batch) -> None:
@@ -303,8 +304,16 @@ class Engine(CommandHandler):
                 self._end(sequence)
         return ended
 
+    def close_after_failure(self) -> None:
+        """`close`, where what is wrong is known: what else goes wrong now is no news to a user."""
+        try:
+            self.close()
+        except Exception as error:
+            logger.warning("The engine could not be closed after an error.", exc_info=error)
+
     def close(self) -> None:
-        """End the other ranks, if there are any. The engine can't run any more; may be called again."""
+        """End the other ranks and threads, if there are any. The engine can't run any more; may be called again."""
+        self.processors.close()
         self.executor.close()
         if self.unfreezes_gc:
             self.unfreezes_gc = False
