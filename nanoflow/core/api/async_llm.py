@@ -63,6 +63,7 @@ class AsyncLLM:
         engine, self._description = build_engine(config, registry)
         self._pid = os.getpid()
         self._numbers = count()
+        self._limits = config.engine
         self._engine: Engine | None = engine
         self._workers = Workers()
         self._streams = Streams(lambda name: thread.submit(AbortRequest(name)))
@@ -172,6 +173,7 @@ class AsyncLLM:
                     raise
             del make_request, heavy
             self._usable()
+            self._streams.count(stream, len(request.prompt_token_ids), self._limits)
             self._thread.submit(request)
             if stream.is_aborted:
                 self._streams.cancel(name)

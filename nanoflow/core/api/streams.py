@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from nanoflow.core.config.engine_config import EngineConfig
 from nanoflow.core.config.errors import NanoflowError, RequestError
 from nanoflow.core.data.messages import Refusal
 from nanoflow.core.data.outputs import RequestOutput
@@ -31,6 +32,7 @@ class Streams:
     def __init__(self, cancel: Callable[[str], None]) -> None:
         self.cancel = cancel
         self.failure: BaseException | None = None
+        self.num_tokens = 0  # in the prompts of all streams
         self.by_name: dict[str, Stream] = {}  # by the names that the engine knows them by; the event loop's own
         self.names: dict[str, str] = {}  # of unfinished streams, by the callers' ids
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -45,12 +47,32 @@ class Streams:
                 raise NanoflowError("This AsyncLLM is serving another event loop; make one for each loop.")
             for orphan in self.by_name:
                 self.cancel(orphan)
-            self._loop, self.by_name, self.names = loop, {}, {}
+            self._loop, self.by_name, self.names, self.num_tokens = loop, {}, {}, 0
         self.by_name[name], self.names[stream.request_id] = stream, name
+
+    def count(self, stream: Stream, num_tokens: int, limits: EngineConfig) -> None:
+        """Count a prompt's tokens, which are about to be queued.
+
+        Raises:
+            RequestError: there are too many requests, or too many tokens in their prompts.
+        """
+        if len(self.by_name) > limits.max_queued_requests:
+            raise RequestError(
+                f"There are {limits.max_queued_requests} unfinished requests already; try again later, or raise "
+                f"engine.max_queued_requests."
+            )
+        if self.num_tokens + num_tokens > limits.max_queued_tokens:
+            raise RequestError(
+                f"The prompts of unfinished requests have {self.num_tokens} tokens, and at most "
+                f"{limits.max_queued_tokens} may be queued; try again later, or raise engine.max_queued_tokens."
+            )
+        stream.num_tokens = num_tokens
+        self.num_tokens += num_tokens
 
     def close(self, name: str, stream: Stream) -> None:
         """Forget a stream; runs also while its task is being cancelled, so it waits for nothing."""
-        self.by_name.pop(name, None)
+        if self.by_name.pop(name, None) is not None:
+            self.num_tokens -= stream.num_tokens
         if self.names.get(stream.request_id) == name:
             del self.names[stream.request_id]
         if not stream.ended.is_set():
@@ -117,6 +139,7 @@ class Stream:
     Attributes:
         ended: set when no more outputs will come.
         is_over: whether the last output was read.
+        num_tokens: of its prompt, once they are counted.
         is_aborted: whether it is to end with what there is, maybe before the engine knows of it.
     """
 
@@ -128,6 +151,7 @@ class Stream:
         self.ended = asyncio.Event()
         self.is_over = False
         self.is_aborted = False
+        self.num_tokens = 0
 
     def put(self, output: RequestOutput) -> None:
         """Add an output."""

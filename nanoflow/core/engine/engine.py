@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import xxhash
 
+from nanoflow.core.config.engine_config import EngineConfig
 from nanoflow.core.config.errors import NanoflowError, RequestError
 from nanoflow.core.config.integers import nth_seed
 from nanoflow.core.config.sampling_params import SamplingParams
@@ -52,6 +53,7 @@ class Engine(CommandHandler):
         clock: gives seconds; all times of requests are read from it.
         observers: told of what happens; none of them costs nothing.
         cache_origin: where the size of the KV cache comes from, and how to raise it.
+        limits: options that say how much one request may ask for; None for the defaults.
 
     Attributes:
         admission: checks requests.
@@ -67,6 +69,7 @@ class Engine(CommandHandler):
         tokenizer: Tokenizer | None, vocab_size: int, max_model_len: int, eos_token_ids: frozenset[int],
         default_params: SamplingParams, seed: int, depth: int, clock: Callable[[], float] = time.perf_counter,
         observers: Iterable[Observer] = (), cache_origin: str = "; raise engine.num_kv_blocks",
+        limits: EngineConfig | None = None,
     ) -> None:  # fmt: skip
         self.executor = executor
         self.scheduler = scheduler
@@ -79,7 +82,7 @@ class Engine(CommandHandler):
         self.processors = processors
         self.admission = Admission(
             tokenizer, processors, vocab_size, max_model_len, eos_token_ids, block_manager.num_blocks,
-            block_manager.block_size, default_params, cache_origin,
+            block_manager.block_size, default_params, cache_origin, limits or EngineConfig(),
         )  # fmt: skip
         self.seed = seed
         self.depth = depth

@@ -85,6 +85,10 @@ SAMPLING_TAKEN: dict[str, list[Any]] = {
     "structured_outputs": [None, StructuredOutputsParams(regex="a+")],
     "logits_processors": [None, {}, {"name": {}, "other": {"of": [1]}}],
 }
+LIMITS = [
+    "max_n", "max_logprobs", "max_prompt_logprobs", "max_logit_bias", "max_stop", "max_bad_words", "max_text_length",
+    "max_grammar_length", "max_queued_requests", "max_queued_tokens",
+]  # fmt: skip
 ENGINE_REFUSED: dict[str, list[Any]] = {
     "dtype": ["float64", "fp16", None, "", 16],
     "load_format": ["safetensors", None, ""],
@@ -106,6 +110,8 @@ ENGINE_REFUSED: dict[str, list[Any]] = {
     "graph_tokens": [[0], [1.5], 8, "8"],
     "overlap": [0, 1, "true"],
     "device": [None, 0, 1.5, True],
+    "max_prompt_bytes": [0, -1, 1.5, "100", True],
+    **dict.fromkeys(LIMITS, [0, -1, 1.5, "100", True, None]),
 }
 ENGINE_TAKEN: dict[str, list[Any]] = {
     "dtype": ["auto", "float32", "float16", "bfloat16"],
@@ -127,6 +133,8 @@ ENGINE_TAKEN: dict[str, list[Any]] = {
     "freeze_gc": [True, False],
     "overlap": [None, True, False],
     "device": ["auto", "cpu", "cuda", "cuda:1"],
+    "max_prompt_bytes": [None, 1],
+    **dict.fromkeys(LIMITS, [1, 2**70]),
 }
 
 
