@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-
 from nanoflow.core.config.engine_config import EngineConfig
 from nanoflow.core.config.errors import RequestError, shown
 from nanoflow.core.config.integers import in_64_bits, nth_seed

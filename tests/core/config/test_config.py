@@ -111,7 +111,7 @@ ENGINE_REFUSED: dict[str, list[Any]] = {
     "overlap": [0, 1, "true"],
     "device": [None, 0, 1.5, True],
     "max_prompt_bytes": [0, -1, 1.5, "100", True],
-    **dict.fromkeys(LIMITS, [0, -1, 1.5, "100", True, None]),
+    **{key: [0, -1, 1.5, "100", True, None] for key in LIMITS},
 }
 ENGINE_TAKEN: dict[str, list[Any]] = {
     "dtype": ["auto", "float32", "float16", "bfloat16"],
@@ -134,7 +134,7 @@ ENGINE_TAKEN: dict[str, list[Any]] = {
     "overlap": [None, True, False],
     "device": ["auto", "cpu", "cuda", "cuda:1"],
     "max_prompt_bytes": [None, 1],
-    **dict.fromkeys(LIMITS, [1, 2**70]),
+    **{key: [1, 2**70] for key in LIMITS},
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from nanoflow import LLM, AsyncLLM, SamplingParams, StructuredOutputsParams
 from nanoflow.core.config.engine_config import EngineConfig
-from nanoflow.core.config.errors import ConfigError, RequestError
+from nanoflow.core.config.errors import RequestError
 from nanoflow.core.engine.limits import check_limits
 from tests.core.running import engine_of, greedy
 from tests.core.sentences import raises_sentence
@@ -126,10 +126,3 @@ def test_queued_requests_and_tokens() -> None:
         many.close()
 
     asyncio.run(asyncio.wait_for(test(), 60))
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.5, True, None, "7"])
-def test_values_of_the_options(value: Any) -> None:
-    for name in ("max_n", "max_logprobs", "max_grammar_length", "max_queued_tokens"):
-        with raises_sentence(ConfigError, f"engine.{name} must be an integer >= 1, got {value!r}."):
-            EngineConfig(**{name: value})
