@@ -72,11 +72,18 @@ def run(engine: Engine, kinds: list[dict[str, Any]], chosen: list[int]) -> dict[
 
 @pytest.mark.parametrize("kinds", [KINDS[:2], KINDS], ids=["temperature only", "processors"])
 @pytest.mark.parametrize(
-    ("ranks", "overlap", "captured"),
-    [(1, False, False), (1, True, False), (1, True, True), (2, False, False), (2, True, True)],
+    ("ranks", "overlap", "captured", "accelerate"),
+    [
+        (1, False, False, False),
+        (1, False, False, True),
+        (1, True, False, True),
+        (1, True, True, True),
+        (2, False, False, True),
+        (2, True, True, True),
+    ],
 )
 def test_others_keep_their_tokens(
-    checkpoint: Path, ranks: int, overlap: bool, captured: bool, kinds: list[dict[str, Any]]
+    checkpoint: Path, ranks: int, overlap: bool, captured: bool, accelerate: bool, kinds: list[dict[str, Any]]
 ) -> None:
     registry, messages = Registry.load(extra=[]), Queue[bytes]()
 
@@ -86,7 +93,7 @@ def test_others_keep_their_tokens(
 
     def run_rank(parallel: ParallelContext) -> Any:
         rank_group = Beside(parallel, messages) if ranks > 1 else RankGroup(parallel, None)
-        config = config_of(overlap=overlap)
+        config = config_of(overlap=overlap, accelerate=accelerate)
         if parallel.rank > 0:
             runner, _ = build_runner(
                 config, registry, make_plan(config, registry, rank_group), rank_group, lambda: None
