@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from nanoflow.core.api.arguments import listed, naming_prompt, params_for, with_priorities
 from nanoflow.core.api.forks import check_same_process
+from nanoflow.core.api.interrupts import deferred_interrupts
 from nanoflow.core.api.progress import Progress
 from nanoflow.core.api.turns import Turns
 from nanoflow.core.config.errors import NanoflowError
@@ -99,9 +100,10 @@ class Generation:
         requests = self._checked(prompts, sampling_params)
         outputs: dict[int, RequestOutput] = {}
         progress = Progress(self.engine.stats, len(requests)) if use_tqdm else nullcontext()
-        with self._submitted(requests) as inbox, progress as shown:
+        with self._submitted(requests) as inbox, progress as shown, deferred_interrupts() as check_interrupts:
             while len(outputs) < len(requests):
                 self._step(inbox)
+                check_interrupts()
                 while inbox:  # which another thread may be filling
                     index, output = inbox.popleft()
                     outputs[index] = output
@@ -114,7 +116,7 @@ class Generation:
         """Queue requests; gives where `_step` puts their outputs. In the end, what is unfinished is aborted."""
         engine, turns, inbox = self.engine, self._turns, Inbox()
         try:
-            with turns.take():
+            with deferred_interrupts(), turns.take():
                 first = engine.num_requests
                 for index, request in enumerate(requests):
                     request.request_id = str(first + index)

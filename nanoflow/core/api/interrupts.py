@@ -4,33 +4,42 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
 @contextmanager
-def deferred_interrupts() -> Iterator[None]:
+def deferred_interrupts() -> Iterator[Callable[[], None]]:
     """Holds a Ctrl-C back until the end of the block, where what handled it before does so: `KeyboardInterrupt`.
 
-    A second one is not held back, so that a block that hangs can be left. Signals come to the main thread alone; in
-    others, and where Ctrl-C is ignored, nothing is done.
+    The block gets a function to call where it may end before that. A second Ctrl-C is not held back, so that a block
+    that hangs can be left. Signals come to the main thread alone; elsewhere, and where Ctrl-C is ignored, nothing is done.
     """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if in_main else None
+    if not callable(before):
+        yield _nothing
         return
     caught: list[int] = []
 
     def catch(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        if len(caught) > 1:
+        if caught:
             before(number, frame)
+        else:
+            caught.append(number)
+
+    def check() -> None:
+        if caught:
+            before(caught.pop(), None)
 
     signal.signal(signal.SIGINT, catch)
     try:
-        yield
+        yield check
     finally:
         signal.signal(signal.SIGINT, before)
-        if len(caught) == 1:
-            before(caught[0], None)
+        check()
+
+
+def _nothing() -> None:
+    pass

@@ -12,6 +12,7 @@ from typing import Any
 from nanoflow.core.api.arguments import listed, naming_prompt
 from nanoflow.core.api.forks import check_can_start
 from nanoflow.core.api.generation import Generation
+from nanoflow.core.api.interrupts import deferred_interrupts
 from nanoflow.core.api.options import config_from_options
 from nanoflow.core.api.scoring import Pair, pairs
 from nanoflow.core.api.turns import Turns
@@ -166,7 +167,7 @@ class LLM(Generation):
         """Let go of the model and the KV cache; the object can't generate any more. May be called twice."""
         if not self._closed:
             self._closed = True
-            with self._turns.take():
+            with deferred_interrupts(), self._turns.take():
                 self._end()
             del self._engine
             self._turns = Turns(lambda request_id: None)  # lets go of the engine, too
@@ -181,7 +182,8 @@ class LLM(Generation):
         num_finished = 0
         with self._submitted(requests) as inbox:
             while num_finished < len(requests):
-                self._step(inbox)
+                with deferred_interrupts():
+                    self._step(inbox)
                 while inbox:
                     index, output = inbox.popleft()
                     num_finished += output.finished

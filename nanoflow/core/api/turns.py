@@ -11,7 +11,7 @@ from nanoflow.core.api.interrupts import deferred_interrupts
 
 
 class Turns:
-    """Lets one thread at a time work with an engine, in the order in which they ask; Ctrl-C waits for a turn's end.
+    """Lets one thread at a time work with an engine, in the order in which they ask.
 
     Args:
         abort: ends a request of the engine; called within a turn.
@@ -25,16 +25,15 @@ class Turns:
 
     @contextmanager
     def take(self) -> Iterator[None]:
-        """A turn. It can't be taken within another one of the same thread."""
-        with deferred_interrupts():
-            with self._next:
-                self._lock.acquire()
-            try:
-                self._abort_left()
-                yield
-            finally:
-                self._lock.release()
-                self._abort_soon()
+        """A turn, for one who holds interrupts back. It can't be taken within another one of the same thread."""
+        with self._next:
+            self._lock.acquire()
+        try:
+            self._abort_left()
+            yield
+        finally:
+            self._lock.release()
+            self._abort_soon()
 
     def leave(self, request_ids: Iterable[str]) -> None:
         """Abort requests, at once or at the end of the turn that is going on; waits for nothing.
