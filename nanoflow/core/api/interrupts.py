@@ -14,7 +14,8 @@ def deferred_interrupts() -> Iterator[Callable[[], None]]:
     """Holds a Ctrl-C back until the end of the block, where what handled it before does so: `KeyboardInterrupt`.
 
     The block gets a function to call where it may end before that. A second Ctrl-C is not held back, so that a block
-    that hangs can be left. Signals come to the main thread alone; elsewhere, and where Ctrl-C is ignored, nothing is done.
+    that hangs can be left. Signals come to the main thread alone: elsewhere, and where Ctrl-C is ignored, nothing is
+    done.
     """
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT) if in_main else None
