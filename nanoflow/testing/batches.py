@@ -15,7 +15,7 @@ from nanoflow.core.data.attention_input import AttentionInput
 CPU = torch.device("cpu")
 # (context, layer, positions of queries [Q], positions of keys [L]) -> which keys each query sees, bool [Q, L]
 Mask = Callable[[AttentionContext, int, torch.Tensor, torch.Tensor], torch.Tensor]
-GARBAGE = 3e3  # in slots that hold no token: finite, as the contract says, and ruinous if it is attended to
+GARBAGE = torch.nan  # of others, which nobody must see: a weight of 0 does not silence it
 
 
 def context(

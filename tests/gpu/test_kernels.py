@@ -145,6 +145,7 @@ def test_sampling(rows: int, ties: bool, dtype: torch.dtype) -> None:
     checks.check_filters(rows, VOCAB_SIZE, dtype, "cuda", ties)
     for size in (300, VOCAB_SIZE // 4):
         checks.check_draw_by_ranks(rows, size, 4, dtype, "cuda")
+    checks.check_no_token(VOCAB_SIZE, 4, dtype, "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import re
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
-from types import FrameType
 from typing import Any
 
 from nanoflow.cli import show
@@ -89,16 +85,16 @@ class Conversation:
         prompt = {"prompt_token_ids": self.tokenizer.encode_chat(self.tokenizer.render_chat(messages))}
         text, num_tokens, start = "", 0, time.perf_counter()
         outputs = self.llm.stream([prompt], self.params)
-        with _interrupts() as interrupted:
+        try:
             for output in outputs:
-                print(output["text"], end="", flush=True)
                 text += output["text"]
                 num_tokens += len(output["token_ids"])
-                if interrupted:
-                    outputs.close()
-                    break
+                print(output["text"], end="", flush=True)
+            reason = output.outputs[0].finish_reason
+        except KeyboardInterrupt:  # it comes between steps, or here
+            outputs.close()
+            reason = "stopped"
         seconds = time.perf_counter() - start
-        reason = "stopped" if interrupted else output.outputs[0].finish_reason
         self.messages = [*messages, {"role": "assistant", "content": text}]
         print(show.styled(f"\n[{num_tokens} tokens, {num_tokens / seconds:,.1f} tok/s, {reason}]", show.DIM))
 
@@ -142,18 +138,3 @@ def _changed(params: SamplingParams, assignments: str) -> SamplingParams:
             raise ConfigError(f"{assignment!r} can't be read; write /params NAME=VALUE.")
         values[override.key_or_group] = override.value()
     return _for_chat(checked(SamplingParams, values, ""))
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collects Ctrl-C instead of raising it: an exception in the middle of a step would leave the engine half done."""
-    caught: list[int] = []
-
-    def catch(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-
-    before = signal.signal(signal.SIGINT, catch)
-    try:
-        yield caught
-    finally:
-        signal.signal(signal.SIGINT, before)

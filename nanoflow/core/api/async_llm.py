@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+import os
 import warnings
-from collections import deque
+import weakref
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from typing import Any
 
+from nanoflow.core.api.forks import check_can_start, check_same_process
 from nanoflow.core.api.inputs import one
 from nanoflow.core.api.options import Name, config_from_options
 from nanoflow.core.api.signature import shows_options
+from nanoflow.core.api.streams import Stream, Streams
+from nanoflow.core.api.workers import Workers, is_light, weight_of
 from nanoflow.core.config.engine_config import Config
-from nanoflow.core.config.errors import NanoflowError, RequestError, shown
+from nanoflow.core.config.errors import RequestError, shown
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
-from nanoflow.core.data.messages import AbortRequest, Refusal
+from nanoflow.core.data.messages import AbortRequest, AddRequest, Stop
 from nanoflow.core.data.outputs import EngineStats, RequestOutput
 from nanoflow.core.engine.build import build_engine
 from nanoflow.core.engine.engine import Engine
@@ -26,8 +29,6 @@ from nanoflow.core.engine.engine_thread import EngineThread
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.text.chats import Message, encode_chat
 from nanoflow.core.text.prompts import Prompt, encode, needed
-
-LONGEST_TURN = 0.1  # seconds to wait for an event loop that is busy, or has stopped
 
 
 class AsyncLLM:
@@ -61,14 +62,17 @@ class AsyncLLM:
         return llm
 
     def _start(self, config: Config, registry: Registry) -> None:
+        check_can_start(config.engine.device)
         engine, self._description = build_engine(config, registry)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._streams: dict[str, Stream] = {}  # by the names that the engine knows them by; the event loop's own
-        self._names: dict[str, str] = {}  # of unfinished streams, by the callers' ids
+        self._pid = os.getpid()
         self._numbers = count()
+        self._limits = config.engine
         self._engine: Engine | None = engine
-        self._failure: BaseException | None = None
-        self._thread = EngineThread(engine, self._post_outputs, self._post_end)
+        self._workers = Workers()
+        self._streams = Streams(lambda name: thread.submit(AbortRequest(name)))
+        thread = self._thread = EngineThread(engine, self._streams.post_outputs, self._streams.post_end)
+        # The threads hold the engine, until they are told that nobody holds this any more.
+        weakref.finalize(self, thread.submit, Stop()).atexit = False
 
     def generate(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None,
@@ -87,14 +91,21 @@ class AsyncLLM:
             priority: takes the place of `SamplingParams.priority`.
 
         Raises:
-            RequestError: the request can't be served.
+            RequestError: the request can't be served. What takes long is looked at in a thread, and told when the first
+                output is asked for.
             NanoflowError: the engine failed or was closed.
         """
         engine = self._usable()
-        _check(sampling_params, request_id)
+        _check_request_id(request_id)
+        params = _params(engine, sampling_params)
         if priority is not None:
-            sampling_params = replace(sampling_params or engine.default_params, priority=priority)
-        return self._run(engine, *encode(engine.tokenizer, one(prompt, 0)), sampling_params, request_id)
+            params = replace(params, priority=priority)
+        prompt = one(prompt, 0)
+        encoded = partial(encode, engine.tokenizer, prompt)
+        if not is_light(prompt, params):
+            return self._run(partial(_request, engine, encoded, params), params, request_id, prompt)
+        found = encoded()
+        return self._run(partial(_request, engine, lambda: found, params), params, request_id)
 
     def chat(
         self, messages: list[Message], sampling_params: SamplingParams | None = None, request_id: str | None = None,
@@ -108,20 +119,23 @@ class AsyncLLM:
             template: as in `LLM.chat`.
         """
         engine = self._usable()
-        _check(sampling_params, request_id)
-        encoded = encode_chat(engine.tokenizer, messages, **template)
-        return self._run(engine, *encoded, sampling_params, request_id)
+        _check_request_id(request_id)
+        params = _params(engine, sampling_params)
+        encoded = partial(encode_chat, engine.tokenizer, messages, **template)
+        return self._run(partial(_request, engine, encoded, params), params, request_id, messages)
 
     async def abort(self, request_id: str) -> None:
         """End a request with what there is: its last output says `abort`. Nothing happens if there is no such request.
 
         Returns when its blocks are free and its last output is there to be read.
         """
-        _check(None, request_id)
-        if request_id in self._names:
-            name = self._names[request_id]
-            self._cancel(name)
-            await self._streams[name].ended.wait()
+        _check_request_id(request_id)
+        if request_id in self._streams.names:
+            name = self._streams.names[request_id]
+            stream = self._streams.by_name[name]
+            stream.is_aborted = True
+            self._streams.cancel(name)
+            await stream.ended.wait()
 
     async def get_tokenizer(self) -> Any:
         """The Hugging Face tokenizer.
@@ -138,6 +152,7 @@ class AsyncLLM:
     async def close(self) -> None:
         """End all requests as `abort` does, and let go of the model and the KV cache. May be called twice."""
         self._engine = None
+        self._workers.close()
         await asyncio.to_thread(self._thread.stop)
         await asyncio.sleep(0)  # what the threads posted last
 
@@ -153,151 +168,60 @@ class AsyncLLM:
         return replace(self._usable().stats)
 
     async def _run(
-        self, engine: Engine, text: str | None, token_ids: list[int], params: SamplingParams | None,
-        request_id: str | None,
+        self, make_request: Callable[[str], AddRequest], params: SamplingParams, request_id: str | None,
+        heavy: Any = None,
     ) -> AsyncGenerator[RequestOutput, None]:  # fmt: skip
+        """Outputs of a request, which is made with its name; in a thread if there is a `heavy` prompt."""
         self._usable()  # this is run when the first output is asked for
-        params = params or engine.default_params
         name = str(next(self._numbers))
-        request = engine.admission.request(name, token_ids, params, text, params.output_kind)
-        del engine
         stream = Stream(
             name if request_id is None else request_id, keeps_all=params.output_kind is RequestOutputKind.DELTA
         )
-        self._open(name, stream)
+        self._streams.open(name, stream)
         try:
+            if heavy is None:
+                request = make_request(name)
+            else:
+                try:
+                    request = await self._workers.run(partial(weight_of, heavy, params), partial(make_request, name))
+                except RuntimeError:  # closed meanwhile
+                    self._usable()
+                    raise
+            del make_request, heavy
+            self._usable()
+            self._streams.count(stream, len(request.prompt_token_ids), self._limits)
             self._thread.submit(request)
+            if stream.is_aborted:
+                self._streams.cancel(name)
             while not stream.is_over:
                 yield await stream.next()
         finally:
-            self._close(name, stream)
-
-    def _open(self, name: str, stream: Stream) -> None:
-        if stream.request_id in self._names:
-            raise RequestError(f"There is an unfinished request {stream.request_id!r} already; ids must differ.")
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            if self._streams and self._loop is not None and not self._loop.is_closed():
-                raise NanoflowError("This AsyncLLM is serving another event loop; make one for each loop.")
-            for orphan in self._streams:
-                self._cancel(orphan)
-            self._loop, self._streams, self._names = loop, {}, {}
-        self._streams[name], self._names[stream.request_id] = stream, name
-
-    def _close(self, name: str, stream: Stream) -> None:
-        """Forget a stream; runs also while its task is being cancelled, so it waits for nothing."""
-        self._streams.pop(name, None)
-        if self._names.get(stream.request_id) == name:
-            del self._names[stream.request_id]
-        if not stream.ended.is_set():
-            stream.ended.set()
-            self._cancel(name)
-
-    def _cancel(self, name: str) -> None:
-        self._thread.submit(AbortRequest(name))
+            self._streams.close(name, stream)
 
     def _usable(self) -> Engine:
         """The engine, of which only what never changes may be used here; an error if it serves no more."""
-        if self._failure is not None or self._engine is None:
-            raise self._error()
+        if self._streams.failure is not None or self._engine is None:
+            raise self._streams.error()
+        check_same_process(self._pid, "AsyncLLM")
         return self._engine
 
-    def _error(self) -> NanoflowError:
-        """Why there are no more outputs."""
-        if self._failure is None:
-            return NanoflowError("This AsyncLLM was closed; make a new one.")
-        error = NanoflowError(f"The engine stopped at an error ({self._failure!r}); make a new one.")
-        error.__cause__ = self._failure
-        return error
 
-    # Called in the outputs' thread.
-
-    def _post_outputs(self, outputs: list[RequestOutput | Refusal]) -> None:
-        """Hand outputs over, and wait until their readers had their turn."""
-        seen = threading.Event()
-        self._post(self._take_outputs, outputs, seen)
-        seen.wait(LONGEST_TURN)
-
-    def _post_end(self, failure: BaseException | None) -> None:
-        self._failure = failure
-        self._post(self._take_end)
-
-    def _post(self, callback: Callable[..., None], *arguments: Any) -> None:
-        if self._loop is not None:
-            with suppress(RuntimeError):  # the event loop was closed: nobody waits any more
-                self._loop.call_soon_threadsafe(callback, *arguments)
-
-    # Called in the event loop.
-
-    def _take_outputs(self, outputs: list[RequestOutput | Refusal], seen: threading.Event) -> None:
-        for output in outputs:
-            stream = self._streams.get(output.request_id)
-            if stream is None:
-                continue
-            if isinstance(output, Refusal):
-                stream.fail(RequestError(output.message))
-            else:
-                output.request_id = stream.request_id
-                stream.put(output)
-                if output.finished:
-                    self._names.pop(stream.request_id, None)
-        asyncio.get_running_loop().call_soon(seen.set)  # after the readers, who are in the queue already
-
-    def _take_end(self) -> None:
-        for stream in self._streams.values():
-            stream.fail(self._error())
+def _params(engine: Engine, given: SamplingParams | None) -> SamplingParams:
+    if given is None:
+        return engine.default_params
+    if not isinstance(given, SamplingParams):
+        raise RequestError(f"sampling_params must be a SamplingParams, got {shown(given):.60}.")
+    return given
 
 
-def _check(sampling_params: object, request_id: object) -> None:
-    if not isinstance(sampling_params, SamplingParams | None):
-        raise RequestError(f"sampling_params must be a SamplingParams, got {shown(sampling_params):.60}.")
+def _check_request_id(request_id: object) -> None:
     if not isinstance(request_id, str | None):
         raise RequestError(f"request_id must be a text, got {shown(request_id):.60}.")
 
 
-class Stream:
-    """Outputs of a request on their way to the one who reads them.
-
-    Args:
-        request_id: the caller's.
-        keeps_all: False lets an output replace one that was not read yet.
-
-    Attributes:
-        ended: set when no more outputs will come.
-        is_over: whether the last output was read.
-    """
-
-    def __init__(self, request_id: str, *, keeps_all: bool) -> None:
-        self.request_id = request_id
-        self.outputs: deque[RequestOutput] = deque(maxlen=None if keeps_all else 1)
-        self.error: BaseException | None = None
-        self.changed = asyncio.Event()
-        self.ended = asyncio.Event()
-        self.is_over = False
-
-    def put(self, output: RequestOutput) -> None:
-        """Add an output."""
-        self.outputs.append(output)
-        self.changed.set()
-        if output.finished:
-            self.ended.set()
-
-    def fail(self, error: BaseException | None) -> None:
-        """End it with an error, unless it has ended."""
-        if not self.ended.is_set():
-            self.error = error
-            self.ended.set()
-            self.changed.set()
-
-    async def next(self) -> RequestOutput:
-        """The next output; waits for it. Raises the error that ended the stream, once what came before was read."""
-        await self.changed.wait()
-        if not self.outputs:
-            self.is_over = True
-            assert self.error is not None
-            raise self.error
-        output = self.outputs.popleft()
-        self.is_over = output.finished
-        if not self.outputs and self.error is None:
-            self.changed.clear()
-        return output
+def _request(
+    engine: Engine, encoded: Callable[[], tuple[str | None, list[int]]], params: SamplingParams, name: str
+) -> AddRequest:
+    """The command that queues a request, checked."""
+    text, token_ids = encoded()
+    return engine.admission.request(name, token_ids, params, text, params.output_kind)

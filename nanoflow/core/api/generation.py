@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeAlias
 
 from nanoflow.core.api.arguments import naming_prompt, params_for, with_priorities
+from nanoflow.core.api.forks import check_same_process
 from nanoflow.core.api.inputs import listed
+from nanoflow.core.api.interrupts import deferred_interrupts
 from nanoflow.core.api.progress import Progress
+from nanoflow.core.api.turns import Turns
 from nanoflow.core.config.errors import NanoflowError
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
 from nanoflow.core.data.messages import AddRequest
@@ -27,6 +32,8 @@ class Generation:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._inboxes: dict[str, tuple[Inbox, int]] = {}  # by request id, of calls that are going on
+        self._turns = Turns(partial(_abort, engine))
+        self._pid = os.getpid()
         self._closed = False
 
     def generate(
@@ -62,10 +69,11 @@ class Generation:
         """The engine below, for those who want to step it themselves.
 
         Raises:
-            NanoflowError: the LLM was closed.
+            NanoflowError: the LLM was closed, or made in another process.
         """
         if self._closed:
             raise NanoflowError("This LLM was closed; make a new one.")
+        check_same_process(self._pid, "LLM")
         return self._engine
 
     def _encoded(self, prompts: Any) -> list[EncodedPrompt]:
@@ -94,11 +102,13 @@ class Generation:
         requests = self._checked(prompts, sampling_params)
         outputs: dict[int, RequestOutput] = {}
         progress = Progress(self.engine.stats, len(requests)) if use_tqdm else nullcontext()
-        with self._submitted(requests) as inbox, progress as shown:
+        with self._submitted(requests) as inbox, progress as shown, deferred_interrupts() as check_interrupts:
             while len(outputs) < len(requests):
-                self._step()
-                outputs.update(inbox)
-                inbox.clear()
+                self._step(inbox)
+                check_interrupts()
+                while inbox:  # which another thread may be filling
+                    index, output = inbox.popleft()
+                    outputs[index] = output
                 if shown is not None:
                     shown.show(len(outputs))
         return [outputs[index] for index in range(len(requests))]
@@ -106,23 +116,38 @@ class Generation:
     @contextmanager
     def _submitted(self, requests: list[AddRequest]) -> Iterator[Inbox]:
         """Queue requests; gives where `_step` puts their outputs. In the end, what is unfinished is aborted."""
-        engine = self.engine
-        first, inbox = engine.num_requests, Inbox()
-        for index, request in enumerate(requests):
-            request.request_id = str(first + index)
+        engine, turns, inbox = self.engine, self._turns, Inbox()
         try:
-            for index, request in enumerate(requests):
-                engine.submit(request)
-                self._inboxes[request.request_id] = inbox, index
+            with deferred_interrupts(), turns.take():
+                first = engine.num_requests
+                for index, request in enumerate(requests):
+                    request.request_id = str(first + index)
+                    engine.submit(request)
+                    self._inboxes[request.request_id] = inbox, index
             yield inbox
         finally:
             for request in requests:
-                engine.abort(request.request_id)
                 self._inboxes.pop(request.request_id, None)
+            turns.leave([request.request_id for request in requests])
 
-    def _step(self) -> None:
-        """One step of the engine, for all calls that are going on; each has its outputs put into its own inbox."""
-        for output in self.engine.step():
-            inbox, index = self._inboxes.get(output.request_id, (None, 0))
-            if inbox is not None:
-                inbox.append((index, output))
+    def _step(self, wanted: Inbox) -> None:
+        """One step of the engine, for all calls that are going on; each has its outputs put into its own inbox.
+
+        There is none if, at this thread's turn, others have put something into `wanted`.
+        """
+        with self._turns.take():
+            if wanted:
+                return
+            for output in self.engine.step():
+                inbox, index = self._inboxes.get(output.request_id, (None, 0))
+                if inbox is not None:
+                    inbox.append((index, output))
+
+
+def _abort(engine: Engine, request_id: str) -> None:
+    """Abort a request; where the engine has failed, what else goes wrong is no news."""
+    try:
+        engine.abort(request_id)
+    except Exception:
+        if engine.failure is None:
+            raise

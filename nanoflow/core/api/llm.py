@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -9,16 +10,20 @@ from dataclasses import replace
 from typing import Any
 
 from nanoflow.core.api.arguments import naming_prompt
+from nanoflow.core.api.forks import check_can_start
 from nanoflow.core.api.generation import Generation
 from nanoflow.core.api.inputs import listed, one
+from nanoflow.core.api.interrupts import deferred_interrupts
 from nanoflow.core.api.options import Name, config_from_options
 from nanoflow.core.api.scoring import Pair, pairs
 from nanoflow.core.api.signature import shows_options
+from nanoflow.core.api.turns import Turns
 from nanoflow.core.config.engine_config import Config
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.data.messages import AddRequest
 from nanoflow.core.data.outputs import EngineStats, RequestOutput, Score
 from nanoflow.core.engine.build import build_engine
+from nanoflow.core.engine.engine import Engine
 from nanoflow.core.registry.registry import Registry
 from nanoflow.core.text.chats import Message, encode_chats
 from nanoflow.core.text.prompts import Prompt, encode, needed
@@ -26,6 +31,9 @@ from nanoflow.core.text.prompts import Prompt, encode, needed
 
 class LLM(Generation):
     """An engine with a checkpoint, for offline use.
+
+    Several threads may call it at a time; their prompts are batched together. Ctrl-C aborts the call that it meets, at
+    the end of a step, and leaves the engine as it was.
 
     Args:
         checkpoint: a folder or a Hub id; None is the small checkpoint that comes with the package.
@@ -59,10 +67,11 @@ class LLM(Generation):
         return llm
 
     def _start(self, config: Config, registry: Registry) -> None:
+        check_can_start(config.engine.device)
         engine, self._description = build_engine(config, registry)
         super().__init__(engine)
         # At the latest before the interpreter ends, whose objects no other thread may touch then.
-        self._end = weakref.finalize(self, engine.close)
+        self._end = weakref.finalize(self, _close, engine, os.getpid())
 
     def stream(
         self,
@@ -170,8 +179,10 @@ class LLM(Generation):
         """Let go of the model and the KV cache; the object can't generate any more. May be called twice."""
         if not self._closed:
             self._closed = True
-            self._end()
+            with deferred_interrupts(), self._turns.take():
+                self._end()
             del self._engine
+            self._turns = Turns(lambda request_id: None)  # lets go of the engine, too
 
     def __enter__(self) -> LLM:
         return self
@@ -183,10 +194,16 @@ class LLM(Generation):
         num_finished = 0
         with self._submitted(requests) as inbox:
             while num_finished < len(requests):
-                if not inbox:
-                    self._step()
+                with deferred_interrupts():
+                    self._step(inbox)
                 while inbox:
                     index, output = inbox.popleft()
                     num_finished += output.finished
                     output.request_id = str(index)
                     yield output
+
+
+def _close(engine: Engine, pid: int) -> None:
+    """Close an engine, unless this is a fork of its process."""
+    if os.getpid() == pid:
+        engine.close()

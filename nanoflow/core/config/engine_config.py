@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nanoflow.core.config.errors import shown
-from nanoflow.core.config.fields import is_int, is_number, list_of, make_plain, option, require
+from nanoflow.core.config.fields import field_names, is_int, is_number, list_of, make_plain, option, require
 
 BUNDLED_CHECKPOINT = "bard"
 
@@ -59,6 +59,19 @@ class EngineConfig:
     freeze_gc: bool = option(
         False, "leave out what exists when the engine is built from Python's garbage collections, in the whole process"
     )
+    max_n: int = option(4096, "most completions of a request")
+    max_logprobs: int = option(2048, "most candidates that a request may ask log-probabilities of, for a sampled token")
+    max_prompt_logprobs: int = option(128, "the same for a token of the prompt")
+    max_logit_bias: int = option(16384, "most entries in logit_bias")
+    max_stop: int = option(256, "most stop strings of a request")
+    max_bad_words: int = option(1024, "most bad words of a request")
+    max_text_length: int = option(4096, "most characters in a stop string, a bad word or a cache salt")
+    max_grammar_length: int = option(2**18, "most characters in a schema, a regex, a grammar or the texts of a choice")
+    max_prompt_bytes: int | None = option(
+        None, "most bytes in a prompt in words; null: what max_model_len of the longest tokens have, at least 256 KiB"
+    )
+    max_queued_requests: int = option(65536, "most unfinished requests of an AsyncLLM; more are refused")
+    max_queued_tokens: int = option(2**28, "most tokens in the prompts of these; more are refused")
     debug: bool = option(False, "check after each call that scheduler and block manager keep to their contracts")
 
     def __post_init__(self) -> None:
@@ -71,9 +84,13 @@ class EngineConfig:
             value = getattr(self, name)
             is_one = isinstance(value, str) and value in choices
             require(is_one, f"engine.{name}", value, "one of " + ", ".join(choices))
-        for name in ("max_model_len", "num_kv_blocks", "num_threads"):
+        for name in ("num_kv_blocks", "num_threads"):
             value = getattr(self, name)
             require(value is None or (is_int(value) and value >= 1), f"engine.{name}", value, "an integer >= 1 or null")
+        for name in (item for item in field_names(type(self)) if item.startswith("max_")):
+            value, nullable = getattr(self, name), name in ("max_model_len", "max_prompt_bytes")
+            expected = "an integer >= 1 or null" if nullable else "an integer >= 1"
+            require((nullable and value is None) or (is_int(value) and value >= 1), f"engine.{name}", value, expected)
         for name, meaning in {"revision": "a branch, tag or commit", "tokenizer": "a folder or a Hub id"}.items():
             value = getattr(self, name)
             require(value is None or (isinstance(value, str) and value != ""), f"engine.{name}", value,

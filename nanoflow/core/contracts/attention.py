@@ -31,7 +31,7 @@ class AttentionBackend(ABC):
 
     @abstractmethod
     def allocate(self, num_blocks: int) -> None:
-        """Make the cache. Called once. Its content must be finite, since masked entries are multiplied by zero."""
+        """Make the cache. Called once. Its content must be finite, for what padding of captured steps may see."""
 
     @abstractmethod
     def plan(self, inputs: AttentionInput) -> None:
@@ -54,6 +54,8 @@ class AttentionBackend(ABC):
     def attend(self, layer: int, query_TNH: torch.Tensor) -> torch.Tensor:
         """Attend causally over each sequence's context in the cache, in which this step's tokens are stored already,
         and within the layer's window if it has one (`AttentionContext.windows`).
+
+        What is no part of a sequence's context may be another one's, and NaN; a weight of 0 does not silence that.
 
         Returns [T, N, H] in the query's dtype. The query may be a view with strides; its last dim is contiguous.
         """

@@ -40,7 +40,8 @@ class PendingStep(ABC):
 
     @abstractmethod
     def result(self) -> list[int]:
-        """A token id for each sequence that samples, in the order of the batch. Blocks until the device is there.
+        """A token id for each sequence that samples, in the order of the batch; -1 where none could be sampled, since
+        its logits are NaN or infinite. Blocks until the device is there.
 
         Raises:
             NanoflowError: another rank failed.

@@ -182,3 +182,6 @@ class LogitsProcessor(ABC):
 
     def release(self, slot: int) -> None:  # noqa: B027 (stateless by default)
         """The slot is nobody's until the next `assign`; what was kept for its sequence may go."""
+
+    def close(self) -> None:  # noqa: B027 (stateless by default)
+        """Let go of what the processor started, such as threads. It is used no more; may be called again."""

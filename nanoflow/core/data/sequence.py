@@ -9,6 +9,11 @@ from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.data.constraint import Constraint
 from nanoflow.core.data.outputs import Logprob
 
+NOTHING_TO_SAMPLE = (
+    "No token could be sampled, since the logits are NaN or infinite; "
+    "check the checkpoint's weights and the dtype, or allow more tokens."
+)
+
 
 @dataclass(eq=False, repr=False, slots=True)
 class Sequence:
@@ -152,6 +157,8 @@ class Sequence:
     def append_token(self, token_id: int) -> int:
         """Take the value of the oldest token in flight, and end the request if that value or its count says so.
 
+        A value below 0 says that none could be sampled, which ends the request with an error.
+
         Tokens that its constraint leaves no choice about are appended too, and are computed with the next step's; not
         so where each token has to be sampled, for its log-probability or to be counted.
 
@@ -160,6 +167,9 @@ class Sequence:
         """
         num_before = len(self.token_ids)
         self.num_in_flight -= 1
+        if token_id < 0:
+            self.finish("error", NOTHING_TO_SAMPLE)
+            return 0
         self._append(token_id)
         if self.constraint is not None and not self.samples_all and not self.is_finished:
             for forced_id in self.constraint.forced():

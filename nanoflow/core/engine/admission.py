@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from nanoflow.core.config.engine_config import EngineConfig
 from nanoflow.core.config.errors import RequestError, shown
 from nanoflow.core.config.integers import in_64_bits, nth_seed
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
 from nanoflow.core.data.messages import AddRequest
+from nanoflow.core.engine.limits import check_limits
 from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.core.text.tokenizer import Tokenizer
 
@@ -26,6 +28,7 @@ class Admission:
         num_blocks, block_size: of the KV cache.
         default_params: how to sample where a caller says nothing.
         cache_origin: where the size of the KV cache comes from, and how to raise it.
+        limits: options that say how much one request may ask for.
     """
 
     tokenizer: Tokenizer | None
@@ -37,6 +40,7 @@ class Admission:
     block_size: int
     default_params: SamplingParams
     cache_origin: str = "; raise engine.num_kv_blocks"
+    limits: EngineConfig = field(default_factory=EngineConfig)
 
     def request(
         self, request_id: str, prompt_token_ids: list[int], params: SamplingParams, prompt: str | None = None,
@@ -58,6 +62,7 @@ class Admission:
         Raises:
             RequestError: it could never be served, with the numbers.
         """
+        check_limits(params, self.limits, self.vocab_size)
         prompt_token_ids = self._truncated(prompt_token_ids, params)
         length = len(prompt_token_ids)
         if length == 0:

@@ -34,6 +34,8 @@ from nanoflow.core.text.load_tokenizer import load_tokenizer
 from nanoflow.core.text.tokenizer import Tokenizer
 from nanoflow.core.warmup.precompile import precompiled
 
+LEAST_BYTES = 2**18  # in the longest prompt in words, which may be cut to fewer tokens; tokenized in under a second
+
 
 def build_engine(
     config: Config, registry: Registry, clock: Callable[[], float] = time.perf_counter
@@ -149,6 +151,9 @@ def _build_engine(
         ),
     )  # fmt: skip
     from_checkpoint = options.generation_config == "auto"
+    if tokenizer is not None:
+        longest = max(LEAST_BYTES, capabilities.max_model_len * tokenizer.longest_token())
+        tokenizer.max_bytes = longest if options.max_prompt_bytes is None else options.max_prompt_bytes
     engine = Engine(
         executor=executor,
         scheduler=scheduler,
@@ -164,6 +169,7 @@ def _build_engine(
         clock=clock,
         observers=observers,
         cache_origin=", " + size_origin(options, capabilities.device_type),
+        limits=options,
     )
     return engine, {
         "checkpoint": str(config.checkpoint),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import xxhash
 
+from nanoflow.core.config.engine_config import EngineConfig
 from nanoflow.core.config.errors import NanoflowError, RequestError
 from nanoflow.core.config.integers import nth_seed
 from nanoflow.core.config.sampling_params import SamplingParams
@@ -52,6 +53,7 @@ class Engine(CommandHandler):
         clock: gives seconds; all times of requests are read from it.
         observers: told of what happens; none of them costs nothing.
         cache_origin: where the size of the KV cache comes from, and how to raise it.
+        limits: options that say how much one request may ask for; None for the defaults.
 
     Attributes:
         admission: checks requests.
@@ -67,6 +69,7 @@ class Engine(CommandHandler):
         tokenizer: Tokenizer | None, vocab_size: int, max_model_len: int, eos_token_ids: frozenset[int],
         default_params: SamplingParams, seed: int, depth: int, clock: Callable[[], float] = time.perf_counter,
         observers: Iterable[Observer] = (), cache_origin: str = "; raise engine.num_kv_blocks",
+        limits: EngineConfig | None = None,
     ) -> None:  # fmt: skip
         self.executor = executor
         self.scheduler = scheduler
@@ -79,7 +82,7 @@ class Engine(CommandHandler):
         self.processors = processors
         self.admission = Admission(
             tokenizer, processors, vocab_size, max_model_len, eos_token_ids, block_manager.num_blocks,
-            block_manager.block_size, default_params, cache_origin,
+            block_manager.block_size, default_params, cache_origin, limits or EngineConfig(),
         )  # fmt: skip
         self.seed = seed
         self.depth = depth
@@ -103,8 +106,7 @@ class Engine(CommandHandler):
         self.output_processor.add(request)
 
     def _add(self, command: AddRequest) -> None:
-        if self.failure is not None:
-            raise NanoflowError(f"The engine stopped at an earlier error ({self.failure!r}); make a new one.")
+        self._check_works()
         request_id, params = command.request_id, command.params
         names = [request_id] if params.n == 1 else [f"{request_id}#{index}" for index in range(params.n)]
         if request_id in self.requests or not self.owners.keys().isdisjoint(names):
@@ -128,6 +130,11 @@ class Engine(CommandHandler):
                 self.observers.tell("on_add", sequence)
         if request.streams or params.stop:
             self.incremental.update(names)
+
+    def _check_works(self) -> None:
+        if self.failure is not None:
+            what = f"The engine stopped at an earlier error ({self.failure!r}); make a new one."
+            raise NanoflowError(what) from self.failure
 
     def _sequences(self, command: AddRequest, names: list[str]) -> list[Sequence]:
         """One for each completion."""
@@ -186,10 +193,16 @@ class Engine(CommandHandler):
 
         Returns outputs of requests that ended with it, and of those that stream and have got something.
         """
-        return self.output_processor.process(self.advance())
+        try:
+            return self.output_processor.process(self.advance())
+        except BaseException as error:
+            self.failure = self.failure or error
+            self.close_after_failure()
+            raise
 
     def advance(self) -> list[Update]:
-        """`step`, with its updates left to be processed."""
+        """`step`, with its updates left to be processed. Where it fails, whoever called it closes the engine."""
+        self._check_works()
         try:
             updates = self._take_prepared() if self.preparing else []
             batch = self.scheduler.schedule()
@@ -200,7 +213,6 @@ class Engine(CommandHandler):
             return updates
         except BaseException as error:  # even an interrupt leaves a batch half done, and blocks marked as filled
             self.failure = error
-            self.close()
             raise
 
     def _submit(self, batch: Batch) -> None:
@@ -255,7 +267,7 @@ class Engine(CommandHandler):
             if sequence.finish_reason is None:
                 first = len(sequence.token_ids)
                 self._stats.num_output_tokens += sequence.append_token(token_id)
-                if first == sequence.num_prompt_tokens:
+                if first == sequence.num_prompt_tokens < len(sequence.token_ids):
                     sequence.first_token_time = now
                 if sequence.request_id in self.incremental:
                     changed.append((sequence, first))
@@ -295,8 +307,16 @@ class Engine(CommandHandler):
                 self._end(sequence)
         return ended
 
+    def close_after_failure(self) -> None:
+        """`close`, where what is wrong is known: what else goes wrong now is no news to a user."""
+        try:
+            self.close()
+        except Exception as error:
+            logger.warning("The engine could not be closed after an error.", exc_info=error)
+
     def close(self) -> None:
-        """End the other ranks, if there are any. The engine can't run any more; may be called again."""
+        """End the other ranks and threads, if there are any. The engine can't run any more; may be called again."""
+        self.processors.close()
         self.executor.close()
         if self.unfreezes_gc:
             self.unfreezes_gc = False

@@ -12,6 +12,7 @@ the step loop can go on.
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections.abc import Callable
@@ -58,6 +59,9 @@ class EngineThread:
                 target=self._output_loop, args=(self.output_processor,), name="nanoflow-outputs", daemon=True
             ),
         ]
+        # Python may not end while they compute. That they end before it does is their own matter, so that it is so as
+        # well for those whom nobody else holds any more.
+        atexit.register(self.stop)
         for thread in self.threads:
             thread.start()
 
@@ -83,8 +87,12 @@ class EngineThread:
         except BaseException as error:  # whatever it is, those who wait must hear of it
             self.failure = self.failure or error
         finally:
-            engine.close()
-            self.updates.put(None)
+            self.updates.put(None)  # first, so that nobody waits for the end of other ranks
+            if self.failure is None:
+                engine.close()
+            else:
+                engine.close_after_failure()
+            atexit.unregister(self.stop)
 
     def _carry_out_commands(self, engine: Engine) -> bool:
         """Carry out the commands that wait, and wait for one if there is nothing else to do; False: stop."""

@@ -37,7 +37,8 @@ def draw(
     targets_S: torch.Tensor | None = None, outbox: torch.Tensor | None = None, turn_1: torch.Tensor | None = None,
     parallel: ParallelContext = SINGLE_RANK,
 ) -> torch.Tensor:  # fmt: skip
-    """Token ids [S], int64: argmax of the logits where the temperature is 0, else of logits / temperature + noise.
+    """Token ids [S], int64: argmax of the logits where the temperature is 0, else of logits / temperature + noise; -1
+    where a logit is NaN or the best is infinite.
 
     With `threshold_S` (float32), only candidates with logits of at least that take part in a draw. With `last_token_R`
     (int64), the tokens are also written there, at `targets_S` (int64); with `outbox` (int64, pinned, [slots, S or
@@ -92,6 +93,7 @@ def _best_of_chunk(
         candidate = first + place
         score = tl.load(logits_ptr + row * stride + place, mask=place < size, other=float("-inf"))
         score = score.to(tl.float32)
+        score = tl.where(score == score, score, float("inf"))  # NaN wins, and is told by that
         if tl.max(score, 0) >= lowest if FILTERED else True:  # most blocks hold nothing that a filter keeps
             if temperature > 0:
                 kept = score >= lowest
@@ -116,8 +118,11 @@ def _best_of_row(
     best_ptr += row * num_chunks
     inside = chunks < num_chunks
     values = tl.load(best_ptr + chunks, mask=inside, other=0).to(tl.float32, bitcast=True)
-    place = tl.argmax(tl.where(inside, values, float("-inf")), 0, tie_break_left=True)
+    top, place = tl.max(
+        tl.where(inside, values, float("-inf")), 0, return_indices=True, return_indices_tie_break_left=True
+    )
     token_id = tl.load(best_ptr + tl.num_programs(0).to(tl.int64) * num_chunks + place).to(tl.int64)
+    token_id = tl.where(tl.abs(top) < float("inf"), token_id, -1)  # `NO_TOKEN`
     tl.store(token_ids_ptr + row, token_id)
     if FEED:
         tl.store(last_token_ptr + tl.load(targets_ptr + row), token_id)

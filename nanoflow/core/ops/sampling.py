@@ -13,6 +13,7 @@ from nanoflow.core.data.parallel import SINGLE_RANK, ParallelContext
 from nanoflow.core.ops.filters import Filters
 
 UINT32 = 0xFFFFFFFF
+NO_TOKEN = -1  # instead of a token id: nothing could be sampled
 LOWEST_TEMPERATURE = 1e-10  # lower ones, 0 apart, are taken for this one, so that no score overflows
 
 
@@ -22,6 +23,8 @@ def sample(
     outbox: torch.Tensor | None = None, turn_1: torch.Tensor | None = None, parallel: ParallelContext = SINGLE_RANK,
 ) -> torch.Tensor:  # fmt: skip
     """Token ids [S], int64, of rows whose parameters lie on the logits' device; may be captured in a CUDA graph.
+
+    A row in which any logit is NaN, or whose best candidate is infinite, gets `NO_TOKEN`.
 
     Several ranks may each have a part of the logits. They draw from it alone, and compare their best candidates.
 
@@ -50,7 +53,9 @@ def sample(
             best_S[random_N], token_S[random_N] = best
     if parallel.size > 1:
         best_SN, token_SN = (parallel.all_gather(x.unsqueeze(-1)) for x in (best_S, token_S + first))
-        token_S = token_SN.gather(-1, best_SN.argmax(-1, keepdim=True)).squeeze(-1)
+        best_S, rank_S = best_SN.max(-1)
+        token_S = token_SN.gather(-1, rank_S.unsqueeze(-1)).squeeze(-1)
+    token_S = token_S.masked_fill_(~best_S.isfinite(), NO_TOKEN)
     if last_token_R is not None:
         last_token_R[targets_S] = token_S
     if outbox is not None and turn_1 is not None:

@@ -125,7 +125,7 @@ class BatchSampler:
             return []
         spans = [Span(rows.sequences[i], int(rows.positions[i]), 1, int(wanted[i])) for i in asking.tolist()]
         place = to_device(asking, self.device)
-        return [top_logprobs(spans, lambda part: logits_SV[place[part]], tokens_S[place])]
+        return [top_logprobs(spans, lambda part: logits_SV[place[part]], tokens_S[place].clamp(min=0))]
 
     def _sample(self, logits_SV: torch.Tensor, rows: SamplingInput) -> torch.Tensor:
         temperature_S, seed_S, position_S, _ = rows.params

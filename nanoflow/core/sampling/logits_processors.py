@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -17,6 +18,8 @@ from nanoflow.core.data.constraint import Constraint
 from nanoflow.core.data.sequence import Sequence
 from nanoflow.core.data.transfer import to_device
 from nanoflow.core.sampling.processor_choice import ProcessorChoice
+
+logger = logging.getLogger("nanoflow")
 
 
 class ProcessorFailed(Exception):
@@ -164,13 +167,21 @@ class LogitsProcessors(ProcessorChoice):
         return changed_SV
 
     def observe(self, slots: np.ndarray, tokens_S: torch.Tensor) -> None:
-        """These slots, distinct ones, sampled these tokens (int64)."""
-        used_PS = self.used_PR[:, slots]
+        """These slots, distinct ones, sampled these tokens (int64; -1: none, and what is told of it does not count)."""
+        used_PS, tokens_S = self.used_PR[:, slots], tokens_S.clamp(min=0)
         for index in np.flatnonzero(used_PS.any(1)).tolist():
             if self.observes[index]:
                 rows = np.flatnonzero(used_PS[index])
                 its_tokens = tokens_S if len(rows) == len(slots) else tokens_S[to_device(rows, tokens_S.device)]
                 self._guarded(index, slots[rows], self.processors[index].observe, slots[rows], its_tokens)
+
+    def close(self) -> None:
+        """Let processors end what they started. None is used any more; may be called again."""
+        for processor in self.processors:
+            try:
+                processor.close()
+            except Exception as error:
+                logger.warning("The logits processor %r could not be closed.", processor.name, exc_info=error)
 
     def take_failures(self) -> list[tuple[Sequence, str]]:
         """Sequences of which a processor failed since the last call, and a sentence about it."""

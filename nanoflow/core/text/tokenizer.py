@@ -22,6 +22,7 @@ class Tokenizer:
     Attributes:
         is_context_free: whether a token has the same bytes at the start of a text as after others, as byte-level ones.
         fallback: how bytes are decoded that some characters fall back to; None if there are none.
+        max_bytes: longer prompts are refused before they are tokenized, which would take long; None for no limit.
     """
 
     def __init__(self, hf_tokenizer: Any) -> None:
@@ -30,6 +31,7 @@ class Tokenizer:
         decoder = decoder_kinds(hf_tokenizer.backend_tokenizer) if self.is_fast else []
         self.is_context_free = decoder == ["ByteLevel"]
         self.fallback = ByteFallback(hf_tokenizer.backend_tokenizer) if "ByteFallback" in decoder else None
+        self.max_bytes: int | None = None
 
     @property
     def is_fast(self) -> bool:
@@ -41,11 +43,15 @@ class Tokenizer:
         """The tokenizer's end-of-sequence id."""
         return self.hf.eos_token_id
 
+    def longest_token(self) -> int:
+        """Bytes of the longest name in the vocabulary, which are no fewer than those of the text that it stands for."""
+        return max((len(name.encode(errors="replace")) for name in self.hf.get_vocab()), default=1)
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt, special tokens added as the tokenizer does; or of what goes on with one, with none.
 
         Raises:
-            RequestError: the text is not valid Unicode.
+            RequestError: the text is not valid Unicode, or too long.
         """
         return self._encode("The prompt", text, add_special_tokens)
 
@@ -128,6 +134,13 @@ class Tokenizer:
         return self._encode("The conversation", rendered, False)
 
     def _encode(self, what: str, text: str, add_special_tokens: bool) -> list[int]:
+        if self.max_bytes is not None and len(text) > self.max_bytes // 4:
+            num_bytes = len(text.encode(errors="replace"))
+            if num_bytes > self.max_bytes:
+                raise RequestError(
+                    f"{what} has {num_bytes} bytes, but at most {self.max_bytes} are allowed; shorten it, or raise "
+                    f"engine.max_prompt_bytes."
+                )
         try:
             return self.hf.encode(plain(text), add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeError):

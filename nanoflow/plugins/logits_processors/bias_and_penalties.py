@@ -105,7 +105,8 @@ class BiasAndPenalties(LogitsProcessor):
     def observe(self, slots: np.ndarray, tokens_S: torch.Tensor) -> None:
         if self.counts_RV is not None:  # counts of a slot without penalties are never read
             counts, slots_S = self.counts_RV.view(-1), to_device(slots, self.device)
-            counts.scatter_add_(0, slots_S * self.vocab_size + tokens_S, counts.new_full(tokens_S.shape, GENERATED))
+            places_S = torch.add(tokens_S, slots_S, alpha=self.vocab_size)
+            counts.scatter_add_(0, places_S, counts.new_full(tokens_S.shape, GENERATED))
 
     def _single_tokens(self, params: SamplingParams) -> list[int]:
         """Bad words that are one token."""

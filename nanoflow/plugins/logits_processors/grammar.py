@@ -38,6 +38,9 @@ class GrammarProcessor(LogitsProcessor):
     def prepare(self, sequence: Sequence) -> Future[Constraint | None]:
         return self.compiler.submit(sequence.params)
 
+    def close(self) -> None:
+        self.compiler.close()
+
     def apply(self, logits_SV: torch.Tensor, rows: LogitsRows) -> None:
         masks = []
         for sequence, position in zip(rows.sequences, rows.positions.tolist(), strict=True):

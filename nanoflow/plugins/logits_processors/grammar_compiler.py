@@ -7,7 +7,9 @@ is the first one, for which it reads the tokenizer.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from nanoflow.core.text.tokenizer import Tokenizer
 
 NUM_THREADS = 4
+NUM_HEAVY_THREADS = 2
+HEAVY = 16384  # characters from which on a grammar takes long, and others should not wait for it
 NUM_KEPT = 128  # grammars that are kept for the next request with the same one
 # Between the parts of JSON: a space, or a new line and its indentation. A weak model would go on with it for ever.
 WHITESPACE = r"\x20|\r?\n[\x20\t]{0,16}"
@@ -40,6 +44,7 @@ class GrammarCompiler:
         self.vocab_size = vocab_size
         self.eos_token_ids = eos_token_ids
         self.pool = ThreadPoolExecutor(NUM_THREADS, "grammar")  # starts threads when there is work
+        self.heavy_pool = ThreadPoolExecutor(NUM_HEAVY_THREADS, "grammar-heavy")
         self.validate = lru_cache(NUM_KEPT)(_validate)
         self.vocabulary = lru_cache(1)(self._vocabulary)
         self.matcher = lru_cache(NUM_KEPT)(self._matcher)
@@ -73,20 +78,34 @@ class GrammarCompiler:
 
         The future raises `RequestError` if something is wrong with it all the same.
         """
-        return self.pool.submit(self._compile, params)
+        future: Future[Grammar] = Future()
+        self.pool.submit(self._begin, params, future)
+        return future
 
-    def _compile(self, params: SamplingParams) -> Grammar:
-        try:
-            return self._compiled(params)
-        except RequestError:
-            raise
-        except Exception as error:  # whatever the library raises
-            raise RequestError(f"The grammar can't be used ({one_line(error)}).") from error
+    def close(self) -> None:
+        """End the threads once they are done with what they are at; nothing can be compiled any more."""
+        for pool in (self.pool, self.heavy_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _compiled(self, params: SamplingParams) -> Grammar:
+    def _begin(self, params: SamplingParams, future: Future[Grammar]) -> None:
+        """Compile a small grammar; have a large one compiled where small ones don't wait for it."""
+        with _told(future):
+            assert params.structured_outputs is not None
+            grammar = source(params.structured_outputs)
+            if len(grammar) < HEAVY:
+                self._finish(params, grammar, future)
+            else:
+                self.heavy_pool.submit(self._finish, params, grammar, future)
+
+    def _finish(self, params: SamplingParams, grammar: str, future: Future[Grammar]) -> None:
+        with _told(future):
+            if future.set_running_or_notify_cancel():
+                future.set_result(self._compiled(params, grammar))
+
+    def _compiled(self, params: SamplingParams, grammar: str) -> Grammar:
         structured = params.structured_outputs
         assert structured is not None
-        matcher = self.matcher(source(structured))
+        matcher = self.matcher(grammar)
         if problem := matcher.get_error():
             raise RequestError(sentence(f"structured_outputs.{structured.kind} can't be used", problem))
         return Grammar(
@@ -110,6 +129,20 @@ class GrammarCompiler:
         if max(hf.get_vocab().values(), default=0) < self.vocab_size:
             return from_tokenizer(hf, eos_token=eos)
         return LLTokenizer(without_ids_from(self.vocab_size, hf.backend_tokenizer.to_str()), eos_token=eos)
+
+
+@contextmanager
+def _told(future: Future[Grammar]) -> Iterator[None]:
+    """Whatever goes wrong is the future's error, unless nobody waits for it any more."""
+    try:
+        yield
+    except Exception as error:  # whatever the library raises
+        told = error
+        if not isinstance(error, RequestError):
+            told = RequestError(f"The grammar can't be used ({one_line(error)}).")
+            told.__cause__ = error
+        if future.running() or future.set_running_or_notify_cancel():
+            future.set_exception(told)
 
 
 def without_ids_from(vocab_size: int, tokenizer: str) -> str:
@@ -141,7 +174,8 @@ def source(params: StructuredOutputsParams) -> str:
 
     if params.choice is not None:
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in params.choice)
-        return LLMatcher.grammar_from_lark(f"start: {texts}")
+        # One terminal: the parser has a limit of alternatives, the lexer has none.
+        return LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {texts}")
     if params.regex is not None:
         return LLMatcher.grammar_from_regex(params.regex)
     if params.grammar is not None:

@@ -205,7 +205,9 @@ def test_mistakes_harm_nobody_else(talker: AsyncLLM) -> None:
             with raises_sentence(RequestError, "Prompt 0 must be a text"):
                 talker.generate(None, says())
             with raises_sentence(RequestError, "no chat template"):
-                talker.chat([{"role": "user", "content": "hi"}])
+                await anext(talker.chat([{"role": "user", "content": "hi"}]))
+            with raises_sentence(RequestError, "sampling_params must be a SamplingParams, got {'n': 2}"):
+                talker.generate([1], {"n": 2})  # type: ignore[arg-type]
             await talker.abort("nobody")
             assert [output async for output in stream][-1]["text"] == SAYING
 

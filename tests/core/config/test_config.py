@@ -87,6 +87,10 @@ SAMPLING_TAKEN: dict[str, list[Any]] = {
     "structured_outputs": [None, StructuredOutputsParams(regex="a+")],
     "logits_processors": [None, {}, {"name": {}, "other": {"of": [1]}}],
 }
+LIMITS = [
+    "max_n", "max_logprobs", "max_prompt_logprobs", "max_logit_bias", "max_stop", "max_bad_words", "max_text_length",
+    "max_grammar_length", "max_queued_requests", "max_queued_tokens",
+]  # fmt: skip
 ENGINE_REFUSED: dict[str, list[Any]] = {
     "dtype": ["float64", "fp16", None, "", 16],
     "load_format": ["safetensors", None, ""],
@@ -110,6 +114,8 @@ ENGINE_REFUSED: dict[str, list[Any]] = {
     "revision": ["", 5, True, ["main"]],
     "tokenizer": ["", 5, True, ["a/b"]],
     "device": [None, 0, 1.5, True],
+    "max_prompt_bytes": [0, -1, 1.5, "100", True],
+    **{key: [0, -1, 1.5, "100", True, None] for key in LIMITS},
 }
 ENGINE_TAKEN: dict[str, list[Any]] = {
     "dtype": ["auto", "float32", "float16", "bfloat16"],
@@ -133,6 +139,8 @@ ENGINE_TAKEN: dict[str, list[Any]] = {
     "revision": [None, "main"],
     "tokenizer": [None, "a/b"],
     "device": ["auto", "cpu", "cuda", "cuda:1"],
+    "max_prompt_bytes": [None, 1],
+    **{key: [1, 2**70] for key in LIMITS},
 }
 
 

@@ -7,6 +7,7 @@ under the dtype's bound. What a kernel writes into is poisoned first, and inputs
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from nanoflow.core.ops.experts import mix_chosen, route
 from nanoflow.core.ops.filters import Filters, keep_likely, keep_top
 from nanoflow.core.ops.linear import linear
 from nanoflow.core.ops.sampling import gumbel_noise
+from nanoflow.testing.ranks import on_ranks
 
 PLAIN = Ops()
 BOUNDS = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -68,6 +70,9 @@ def check_embedding(tokens: int, size: int, width: int, dtype: torch.dtype, devi
     ids = torch.randint(size, (tokens,), generator=torch.Generator().manual_seed(tokens)).to(device)
     poison(device)
     assert embedding(ids, table).equal(table[ids])
+    for embed in (embedding, PLAIN.embedding):
+        for first in (None, 0, 5):
+            assert embed(torch.full_like(ids, -1), table, first).isfinite().all(), "no token, and no harm"
     first, second = embedding(ids, table[: size // 2]), embedding(ids, table[size // 2 :], size // 2)
     assert (first + second).equal(table[ids])
     assert first[ids >= size // 2].count_nonzero() == second[ids < size // 2].count_nonzero() == 0
@@ -293,6 +298,45 @@ class InTurn(Group):
 
     def broadcast(self, x: torch.Tensor) -> None:
         raise NotImplementedError
+
+
+def rows_without_a_token(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [rows, size], and in which rows nothing can be sampled."""
+    finite = random(size, dtype=torch.float32, device="cpu")
+    rows, spoilt = [finite], [False]
+    for place in (0, size // 2, size - 1):
+        for value in (torch.nan, torch.inf, -torch.inf):
+            rows.append(finite.index_fill(0, torch.tensor([place]), value))
+            spoilt.append(value != -torch.inf)
+    rows += [torch.full((size,), value) for value in (torch.nan, torch.inf, -torch.inf)]
+    return torch.stack(rows * 2), torch.tensor([*spoilt, True, True, True] * 2)
+
+
+def check_no_token(size: int, ranks: int, dtype: torch.dtype, device: str) -> None:
+    """NaN and infinity give -1, by the kernel and its reference, with and without filters, and by ranks."""
+    logits, spoilt = rows_without_a_token(size)
+    logits, rows = logits.to(device, dtype), len(logits)
+    temperature = torch.tensor([0.0, 1.0]).repeat_interleave(rows // 2).to(device)
+    numbers = torch.arange(rows, device=device)
+    own, full = torch.full((rows,), 5, device=device), torch.ones(rows, device=device)
+    for filters in (None, Filters(own, full * 0.9, full * 0.1)):
+        for sample in (sampling.sample, PLAIN.sample):
+            drawn = sample(logits, temperature, numbers, numbers, filters).cpu()
+            assert torch.equal(drawn == -1, spoilt)
+            assert (drawn < size).all()
+    last_token = torch.zeros(rows, dtype=torch.int64, device=device)
+
+    def draw_part(sample: Any, parallel: ParallelContext) -> torch.Tensor:
+        part = logits.chunk(ranks, -1)[parallel.rank]
+        return sample(part, temperature, numbers, numbers, None, last_token, numbers, parallel=parallel)
+
+    in_turn = [
+        ParallelContext(rank, ranks, group) for group in [InTurn(ranks)] for _ in range(2) for rank in range(ranks)
+    ]
+    by_kernel = [draw_part(sampling.sample, parallel) for parallel in in_turn][ranks:]
+    assert torch.equal(last_token, by_kernel[0])
+    for drawn in by_kernel + on_ranks(ranks, lambda parallel: draw_part(PLAIN.sample, parallel)):
+        assert torch.equal(drawn.cpu() == -1, spoilt)
 
 
 def check_draw_by_ranks(rows: int, size: int, ranks: int, dtype: torch.dtype, device: str) -> None:

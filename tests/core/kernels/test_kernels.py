@@ -164,6 +164,12 @@ def test_draw(ties: bool, dtype: torch.dtype) -> None:
     checks.check_draw(9, 2500, dtype, "cpu", ties)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_no_token_of_logits_that_are_not_finite(ranks: int, dtype: torch.dtype) -> None:
+    checks.check_no_token(2600, ranks, dtype, "cpu")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [300, 1100])  # one chunk, and two
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -274,9 +274,9 @@ class SlowCompiler(GrammarCompiler):
         super().__init__(*arguments)
         self.go_on = threading.Event()
 
-    def _compile(self, params: SamplingParams) -> Grammar:
+    def _compiled(self, params: SamplingParams, grammar: str) -> Grammar:
         assert self.go_on.wait(60)
-        return super()._compile(params)
+        return super()._compiled(params, grammar)
 
 
 @pytest.fixture
@@ -287,7 +287,39 @@ def slow(llm: LLM) -> Iterator[SlowCompiler]:
     processor.compiler = slow = SlowCompiler(engine.tokenizer, engine.vocab_size, engine.eos_token_ids)
     yield slow
     slow.go_on.set()
+    slow.close()
     processor.compiler = usual
+
+
+def test_small_grammars_dont_wait_for_large_ones(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler, held = engine_of(llm).processors.by_name["grammar"].compiler, threading.Event()
+    matcher = compiler.matcher
+    monkeypatch.setattr(compiler, "matcher", lambda text: (len(text) < 1000 or held.wait(60)) and matcher(text))
+    large = {"enum": ["a" * 20_000]}
+    futures = [compiler.submit(sampling(json=large)) for _ in range(20)]
+    assert compiler.submit(sampling(choice=["to be"])).result(timeout=30)
+    assert not any(future.done() for future in futures)
+    assert futures[-1].cancel(), "one that was not begun is never compiled"
+    held.set()
+    assert all(future.result(timeout=30) for future in futures[:-1])
+
+
+def test_a_choice_of_thousands(llm: LLM) -> None:
+    words = [f"{index * 7919 % 5000:x} {index}" for index in range(5000)]
+    drawn = draw(llm, 8, temperature=5.0, choice=words)
+    assert all(completion.text in words and completion.finish_reason == "stop" for completion in drawn)
+    assert len({completion.text for completion in drawn}) > 1
+
+
+def test_threads_end_with_the_engine() -> None:
+    with LLM(device="cpu", num_kv_blocks=200) as llm:
+        compiler = engine_of(llm).processors.by_name["grammar"].compiler
+        draw(llm, choice=["to be"])
+        threads = [*compiler.pool._threads]
+        assert threads
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def test_others_run_while_a_grammar_is_compiled(llm: LLM, slow: SlowCompiler) -> None:

@@ -31,6 +31,8 @@ class Group:
         size: G.
         context_len: L.
         blocks_GB: ids of their blocks, flattened.
+        padding: places of padding among the tokens of these blocks. It may be another sequence's, and NaN, which a
+            weight of 0 does not silence. None if there is none.
         biases: by the window of a layer, what to add to the scores [G, 1, Q, L]: 0 where a query may see a key, else
             -inf. Queries repeat for each query head of a KV head. None if all may see all.
     """
@@ -38,6 +40,7 @@ class Group:
     size: int
     context_len: int
     blocks_GB: torch.Tensor
+    padding: torch.Tensor | None
     biases: dict[int | None, torch.Tensor | None]
 
 
@@ -92,6 +95,8 @@ class TorchAttention(ReferenceAttention):
         """[G, K, L, H]"""
         c = self.context
         gathered = cache.index_select(0, group.blocks_GB)
+        if group.padding is not None:
+            gathered.view(-1, c.num_kv_heads * c.head_dim).index_fill_(0, group.padding, 0)
         gathered = gathered.view(group.size, -1, c.num_kv_heads, c.head_dim)
         return gathered[:, : group.context_len].transpose(1, 2)
 
@@ -105,8 +110,17 @@ class TorchAttention(ReferenceAttention):
             size=len(rows_G),
             context_len=context_len,
             blocks_GB=inputs.block_tables_SB[torch.from_numpy(rows_G).to(c.device), :num_blocks].flatten(),
+            padding=self._padding(context_lens, num_blocks * c.block_size),
             biases={window: self._bias(num_queries, context_lens, window) for window in set(self.windows)},
         )
+
+    def _padding(self, context_lens_G: np.ndarray, num_tokens: int) -> torch.Tensor | None:
+        """`Group.padding`, of sequences that have `num_tokens` each in their blocks."""
+        context_len = context_lens_G.max()
+        if context_lens_G.min() == context_len:
+            return None
+        rows, places = np.nonzero(np.arange(context_len) >= context_lens_G[:, None])
+        return torch.from_numpy(rows * num_tokens + places).to(self.context.device)
 
     def _bias(self, num_queries: int, context_lens_G: np.ndarray, window: int | None) -> torch.Tensor | None:
         c, context_len = self.context, int(context_lens_G.max())
