@@ -92,6 +92,8 @@ def third_party_code(folder: Path) -> dict[str, str]:
     for file in [*(ROOT / "examples").rglob("*.py"), *(ROOT / "tests" / "packages").rglob("*.py")]:
         sources[str(file.relative_to(ROOT))] = file.read_text(encoding="utf-8")
     for file in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        if file.name == "reading.md":
+            continue  # looks into the core
         blocks = re.findall(r"```python\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL)
         sources |= {f"{file.name} {number}": block for number, block in enumerate(blocks, 1)}
     return sources
@@ -120,7 +122,7 @@ def test_third_parties_import_nothing_else(tmp_path: Path) -> None:
                 assert module.startswith("nanoflow.testing") or module in FOR_USERS, where
                 assert name is None or hasattr(import_module(module), name), where
             else:
-                assert name in public, where
+                assert name is None or name in public, where
 
 
 def test_what_is_not_allowed_is_found() -> None:

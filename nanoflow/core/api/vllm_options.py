@@ -97,7 +97,6 @@ VLLM_OPTIONS: dict[str, Fate] = {
     "served_model_name": Ignored("describe() tells the checkpoint"),
     "disable_cascade_attn": Ignored("there is none", (None, True, False)),
     "show_hidden_metrics_for_version": Ignored("there are no such metrics"),
-    "max_logprobs": Ignored("as many log-probabilities may be asked for as there are tokens", (None, 20)),
     "guided_decoding_backend": Ignored("llguidance serves structured_outputs", (None, "auto", "guidance")),
     # Not there
     "trust_remote_code": Unsupported(

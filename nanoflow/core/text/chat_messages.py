@@ -20,7 +20,7 @@ def checked_messages(messages: Any) -> list[dict[str, Any]]:
         RequestError: they are no conversation, or hold something else than text, such as an image.
     """
     if not isinstance(messages, list | tuple) or not messages:
-        raise RequestError(f"messages must be a list of {SHAPE}, got {shown(messages):.60}.")
+        raise RequestError(f"messages must be a list of {SHAPE}.")
     return [_checked_message(message, index) for index, message in enumerate(messages)]
 
 

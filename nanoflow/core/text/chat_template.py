@@ -30,6 +30,7 @@ def render(
     Raises:
         RequestError: there is no chat template, or it refuses the messages, takes too long or writes too much.
     """
+    messages = checked_messages(messages)
     if not (chat_template or hf.chat_template):
         raise RequestError("The checkpoint has no chat template; use generate() with a prompt instead of chat().")
     if add_generation_prompt and continue_final_message:
@@ -37,7 +38,6 @@ def render(
     if not isinstance(chat_template_kwargs, dict | None):
         raise RequestError(f"chat_template_kwargs must be a dict of variables, got {shown(chat_template_kwargs):.60}.")
     variables = {"tools": tools, "chat_template": chat_template, **(chat_template_kwargs or {})}
-    messages = checked_messages(messages)
     ends = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
     try:
         if has_parts(messages):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanoflow import LLM
-from nanoflow.plugins.block_managers import prefix
+from nanoflow.plugins.block_managers import prefix_cache
 from nanoflow.testing.checkpoints import NUM_OUTPUT_TOKENS, edit_json, generate
 from tests.core.checkpoints import SPECS, Oracle
 from tests.core.running import check, engine_of, greedy, is_mixed, recorded, tokens
@@ -205,7 +205,7 @@ def test_all_together(
 def test_hash_collisions(oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
     """With eight digests for all blocks, prompts still never mix; and the cache still finds what it can."""
     digest = xxhash.xxh3_64_intdigest
-    monkeypatch.setattr(prefix, "xxhash", SimpleNamespace(xxh3_64_intdigest=lambda data: digest(data) % 8))
+    monkeypatch.setattr(prefix_cache, "xxhash", SimpleNamespace(xxh3_64_intdigest=lambda data: digest(data) % 8))
     llm = start(oracle, block_size=4, max_num_seqs=4)
     for _ in range(2):
         check(llm, oracle("plain"))

@@ -69,7 +69,7 @@ def test_messages_are_left_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
-        ("hello", "messages must be a list of {'role': ..., 'content': ...}, got 'hello'"),
+        ("hello", "messages must be a list of {'role': ..., 'content': ...}."),
         (5, "messages must be a list"), (None, "messages must be a list"), ([], "messages must be a list"),
         ({"role": "user", "content": "a"}, "messages must be a list"),
         (["hello"], "Message 0 must be {'role': ..., 'content': ...}, got 'hello'"),
