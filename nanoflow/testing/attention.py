@@ -15,7 +15,17 @@ from nanoflow.core.contracts.attention import AttentionBackend
 from nanoflow.core.contracts.attention_context import AttentionContext
 from nanoflow.core.data.attention_input import AttentionInput, Projection
 from nanoflow.core.layers import apply_rotary
-from nanoflow.testing.batches import Case, causal_mask, context, distance, fill, poison, projections, written_out
+from nanoflow.testing.batches import (
+    GARBAGE,
+    Case,
+    causal_mask,
+    context,
+    distance,
+    fill,
+    poison,
+    projections,
+    written_out,
+)
 from nanoflow.testing.suite import Suite
 
 Shape = tuple[int, int, int]
@@ -47,9 +57,12 @@ class AttentionBackendSuite(Suite):
     Attributes:
         shapes: (query heads a KV head, head dim, block size) to try.
         bounds: dtypes to try, and the largest ‖out - exact‖ / ‖exact‖ in each.
+        garbage: what lies in the cache where no context is. A backend that multiplies what it masks by zero needs a
+            finite number here; then NaN that a request leaves in a block may reach the next one that gets the block.
     """
 
     role = "attention"
+    garbage: ClassVar[float] = GARBAGE
     shapes: ClassVar[list[Shape]] = [
         (1, 64, 16), (2, 128, 16), (2, 64, 64), (4, 128, 32), (8, 64, 256), (8, 128, 128), (3, 80, 16), (7, 32, 64),
         (1, 256, 16), (2, 8, 1), (4, 8, 3),
@@ -154,7 +167,7 @@ class AttentionBackendSuite(Suite):
         rng = np.random.default_rng(7)
         case, other = (Case.draw(rng, c.block_size, *batch) for batch in (MIXES[mix], ([5], [(9, 3)])))
         backend = self.build(c, case.num_blocks)  # more than the other one's
-        fill(backend, c, case, torch.Generator().manual_seed(0))
+        fill(backend, c, case, torch.Generator().manual_seed(0), self.garbage)
         query = projections(c, int(case.query_lens.sum()), torch.Generator().manual_seed(1))[0]
         between = projections(c, int(other.query_lens.sum()), torch.Generator().manual_seed(2))[0]
         outs = []
@@ -200,7 +213,7 @@ class AttentionBackendSuite(Suite):
         backend = self.build(c, case.num_blocks)
         if not backend.capturable_chunks:
             pytest.skip("steps with prefill chunks are never captured with it")
-        fill(backend, c, case, torch.Generator().manual_seed(0))
+        fill(backend, c, case, torch.Generator().manual_seed(0), self.garbage)
         query = projections(c, int(case.query_lens.sum()), torch.Generator().manual_seed(1))[0]
         exact = self.exact(c, 0, case.inputs(c.block_size, c.device), query, backend.cache(0))
         inputs, more = case.inputs(c.block_size, c.device), 3
@@ -226,7 +239,7 @@ class AttentionBackendSuite(Suite):
         backend = self.build(c, widest.num_blocks)
         if not backend.capturable:
             pytest.skip("it is never captured")
-        fill(backend, c, widest, torch.Generator().manual_seed(0))
+        fill(backend, c, widest, torch.Generator().manual_seed(0), self.garbage)
         inputs = widest.inputs(c.block_size, DEVICE)
         new = [projections(c, num_seqs, torch.Generator().manual_seed(layer)) for layer in range(c.num_layers)]
 
@@ -312,7 +325,7 @@ class AttentionBackendSuite(Suite):
         inputs = case.inputs(c.block_size, c.device)
         backend.plan(inputs)
         assert torch.equal(backend.slot_mapping_T, inputs.slot_mapping_T)
-        fill(backend, c, case, torch.Generator().manual_seed(seed))
+        fill(backend, c, case, torch.Generator().manual_seed(seed), self.garbage)
         generator = torch.Generator().manual_seed(seed + 1)
         for layer in range(c.num_layers):
             query, key, value = projections(c, int(case.query_lens.sum()), generator)
@@ -329,7 +342,7 @@ class AttentionBackendSuite(Suite):
         backend = self.build(c, case.num_blocks)
         inputs = replace(case.inputs(c.block_size, c.device), uniform_decode=True)
         backend.plan(inputs)
-        fill(backend, c, case, torch.Generator().manual_seed(seed))
+        fill(backend, c, case, torch.Generator().manual_seed(seed), self.garbage)
         generator = torch.Generator().manual_seed(seed + 1)
         positions = torch.from_numpy(case.context_lens - 1).to(c.device)
         angles = torch.rand(int(case.context_lens.max()), c.head_dim // 2, generator=generator).to(c.device) * 6

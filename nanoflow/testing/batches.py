@@ -87,13 +87,15 @@ class Case:
         )
 
 
-def fill(backend: AttentionBackend, c: AttentionContext, case: Case, generator: torch.Generator) -> None:
+def fill(
+    backend: AttentionBackend, c: AttentionContext, case: Case, generator: torch.Generator, garbage: float = GARBAGE
+) -> None:
     """Random keys and values where the batch's contexts lie, garbage everywhere else."""
     shape = (c.num_layers, 2, case.num_blocks * c.block_size, c.num_kv_heads, c.head_dim)
     used = torch.zeros(shape[2], dtype=torch.bool)
     used[torch.from_numpy(case.slots(c.block_size, new_only=False))] = True
     content = torch.randn(shape, generator=generator, dtype=torch.float32)
-    content[:, :, ~used] = GARBAGE
+    content[:, :, ~used] = garbage
     for layer in range(c.num_layers):
         for cache, new in zip(backend.cache(layer), content[layer], strict=True):
             cache.copy_(new.view(cache.shape))
