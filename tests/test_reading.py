@@ -18,7 +18,7 @@ from nanoflow.core.config.sampling_params import SamplingParams
 PACKAGE = Path(nanoflow.__file__).parent
 GUIDE = PACKAGE.parent / "docs" / "reading.md"
 SET_UP = ("core/config/", "core/registry/", "core/loading/")
-MOST_LINES = 2600
+MOST_LINES = 2500
 PROMPTS = ["HAMLET:\n", "JULIET:"]
 PARAMS = SamplingParams(temperature=0, max_tokens=8)
 

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from nanoflow.core.api.forks import check_can_start, check_same_process
+from nanoflow.core.api.forks import check_can_start, made_in_another
 from nanoflow.core.api.inputs import one
 from nanoflow.core.api.options import Name, config_from_options
 from nanoflow.core.api.signature import shows_options
@@ -202,7 +202,8 @@ class AsyncLLM:
         """The engine, of which only what never changes may be used here; an error if it serves no more."""
         if self._streams.failure is not None or self._engine is None:
             raise self._streams.error()
-        check_same_process(self._pid, "AsyncLLM")
+        if os.getpid() != self._pid:
+            raise made_in_another(self._pid, "AsyncLLM")
         return self._engine
 
 

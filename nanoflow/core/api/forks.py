@@ -12,13 +12,12 @@ LOADED_IN = os.getpid()
 SPAWN = 'multiprocessing.get_context("spawn")'
 
 
-def check_same_process(pid: int, what: str) -> None:
-    """Raise `NanoflowError` if this is another process than `pid`, in which `what` was made."""
-    if os.getpid() != pid:
-        raise NanoflowError(
-            f"This {what} was made in process {pid}, of which this one is a fork, and can't be used here; make a new "
-            f"one in each process, started with {SPAWN}."
-        )
+def made_in_another(pid: int, what: str) -> NanoflowError:
+    """What to raise where this is another process than `pid`, in which `what` was made."""
+    return NanoflowError(
+        f"This {what} was made in process {pid}, of which this one is a fork, and can't be used here; make a new "
+        f"one in each process, started with {SPAWN}."
+    )
 
 
 def check_can_start(device: str) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from nanoflow.core.api.arguments import naming_prompt, params_for, with_priorities
-from nanoflow.core.api.forks import check_same_process
+from nanoflow.core.api.forks import made_in_another
 from nanoflow.core.api.inputs import listed
 from nanoflow.core.api.interrupts import deferred_interrupts
 from nanoflow.core.api.progress import Progress
@@ -73,11 +73,15 @@ class Generation:
         """
         if self._closed:
             raise NanoflowError("This LLM was closed; make a new one.")
-        check_same_process(self._pid, "LLM")
+        if os.getpid() != self._pid:
+            raise made_in_another(self._pid, "LLM")
         return self._engine
 
     def _encoded(self, prompts: Any) -> list[EncodedPrompt]:
-        return [encode(self.engine.tokenizer, prompt, index) for index, prompt in enumerate(listed(prompts, "prompts"))]
+        items = [prompts] if type(prompts) is str else prompts
+        if type(items) is not list or not set(map(type, items)) <= {str}:
+            items = listed(prompts, "prompts")
+        return [encode(self.engine.tokenizer, prompt, index) for index, prompt in enumerate(items)]
 
     def _checked(
         self, prompts: list[EncodedPrompt], sampling_params: SamplingParams | list[SamplingParams] | None,
@@ -147,7 +151,8 @@ class Generation:
 def _abort(engine: Engine, request_id: str) -> None:
     """Abort a request; where the engine has failed, what else goes wrong is no news."""
     try:
-        engine.abort(request_id)
+        if request_id in engine.requests:
+            engine.abort(request_id)
     except Exception:
         if engine.failure is None:
             raise

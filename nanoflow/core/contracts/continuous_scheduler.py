@@ -15,7 +15,6 @@ from nanoflow.core.config.engine_config import SchedulerConfig
 from nanoflow.core.contracts.scheduler import SchedulerContext
 from nanoflow.core.contracts.waiting_line import Place, WaitingLine
 from nanoflow.core.data.batch import Batch
-from nanoflow.core.data.reasons import PreemptCause, PreemptReason
 from nanoflow.core.data.sequence import Sequence
 
 
@@ -37,8 +36,6 @@ class ContinuousScheduler(WaitingLine):
         self.num_steps = 0
         self.num_added = 0
         self.unfinished: dict[str, Place] = {}
-        self.preempted: list[Sequence] = []  # since the last batch, and why
-        self.preempt_reasons: list[PreemptReason] = []
 
     @abstractmethod
     def rank(self, sequence: Sequence) -> Any:
@@ -121,19 +118,6 @@ class ContinuousScheduler(WaitingLine):
                 chosen[sequence] = num_tokens
                 budget -= num_tokens
         return chosen
-
-    def _preempt(self, place: Place, needed_by: Sequence, num_tokens: int) -> None:
-        """Take its blocks from a running sequence, since there are not enough for `num_tokens` of `needed_by`."""
-        victim, size = place.sequence, self.blocks.block_size
-        needed = -(-(needed_by.num_computed_tokens + num_tokens) // size) - len(needed_by.block_table)
-        free = self.blocks.num_free_blocks
-        self.preempted.append(victim)
-        self.preempt_reasons.append(
-            PreemptReason(PreemptCause.NO_BLOCKS, victim.request_id, needed_by.request_id, needed, free)
-        )
-        self.blocks.free(victim)
-        victim.num_preemptions += 1
-        insort(self.waiting, place)
 
     def _admit(self, batch: Batch) -> None:
         """Start waiting sequences in order until the first that finds no room."""

@@ -1,12 +1,13 @@
-"""Who waits and who runs, in which order, and why the first one waits."""
+"""Who waits and who runs, in which order, how one that runs comes to wait again, and why the first one waits."""
 
 from __future__ import annotations
 
+from bisect import insort
 from typing import Any, NamedTuple
 
 from nanoflow.core.contracts.block_manager import BlockManager
 from nanoflow.core.contracts.scheduler import Scheduler
-from nanoflow.core.data.reasons import WaitCause, WaitReason
+from nanoflow.core.data.reasons import PreemptCause, PreemptReason, WaitCause, WaitReason
 from nanoflow.core.data.sequence import Sequence
 
 
@@ -31,6 +32,7 @@ class WaitingLine(Scheduler):
             have beside what the cache held.
         budget_left: tokens that this call gave to nobody.
         gave_way: whether it took blocks from running sequences.
+        preempted, preempt_reasons: those since the last batch, and why.
     """
 
     def __init__(self, max_num_seqs: int, blocks: BlockManager) -> None:
@@ -41,6 +43,8 @@ class WaitingLine(Scheduler):
         self.refused: tuple[Sequence, int] | None = None
         self.budget_left = 0
         self.gave_way = False
+        self.preempted: list[Sequence] = []
+        self.preempt_reasons: list[PreemptReason] = []
 
     @property
     def num_waiting(self) -> int:
@@ -49,6 +53,19 @@ class WaitingLine(Scheduler):
     @property
     def num_running(self) -> int:
         return len(self.running)
+
+    def _preempt(self, place: Place, needed_by: Sequence, num_tokens: int) -> None:
+        """Take its blocks from a running sequence, since there are not enough for `num_tokens` of `needed_by`."""
+        victim, size = place.sequence, self.blocks.block_size
+        needed = -(-(needed_by.num_computed_tokens + num_tokens) // size) - len(needed_by.block_table)
+        free = self.blocks.num_free_blocks
+        self.preempted.append(victim)
+        self.preempt_reasons.append(
+            PreemptReason(PreemptCause.NO_BLOCKS, victim.request_id, needed_by.request_id, needed, free)
+        )
+        self.blocks.free(victim)
+        victim.num_preemptions += 1
+        insort(self.waiting, place)
 
     def wait_reason(self) -> WaitReason | None:
         if not self.waiting:

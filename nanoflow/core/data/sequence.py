@@ -7,7 +7,7 @@ from typing import Any
 
 from nanoflow.core.config.sampling_params import SamplingParams
 from nanoflow.core.data.constraint import Constraint
-from nanoflow.core.data.outputs import Logprob
+from nanoflow.core.data.scored import Scored
 
 NOTHING_TO_SAMPLE = (
     "No token could be sampled, since the logits are NaN or infinite; "
@@ -16,17 +16,17 @@ NOTHING_TO_SAMPLE = (
 
 
 @dataclass(eq=False, repr=False, slots=True)
-class Sequence:
+class Sequence(Scored):
     """One request on its way through the engine: its tokens, its blocks, and how far it got.
 
     Counts and values are kept apart. A step that was submitted but whose result was not yet taken has already moved
     the counts (`num_tokens`, `num_computed_tokens`), while `token_ids` holds only the values the host has seen. So the
-    scheduler, which looks at counts alone, can plan step n+1 while step n is still on the GPU.
+    scheduler, which looks at counts alone, can plan step n+1 while step n is still on the GPU. Log-probabilities are
+    those of `Scored`.
 
     Attributes:
         request_id: the caller's name for the request, unique among unfinished requests.
         token_ids: known values: the prompt, then the output so far.
-        num_prompt_tokens: how many of `token_ids` are the prompt.
         params: as the caller gave them.
         max_tokens: most output tokens; `params.max_tokens` cut to what `max_model_len` leaves.
         stop_token_ids: ids that end the request, end-of-sequence ids included unless ignored.
@@ -41,9 +41,6 @@ class Sequence:
         num_cached_tokens: prompt tokens that the prefix cache held when the request was first admitted; -1 before.
         num_preemptions: how often it lost its blocks.
         slot: its place in the runner's buffers, -1 for none; written by the runner alone.
-        logprobs: for each known output token, log-probabilities by token id; empty unless the request asks for them.
-        prompt_logprobs: the same for the tokens of the prompt so far; the first has None, and so have those before
-            `prompt_logprobs_start`. None unless asked for.
         constraint: what its output is held to, and how far it got; None for nothing.
         needs_values: whether what may be sampled depends on the values of all tokens before; so none may be in flight.
         samples_all: whether tokens are sampled even where the constraint leaves no choice.
@@ -64,7 +61,6 @@ class Sequence:
     cache_identity: bytes = b""
     arrival_time: float = 0.0
     token_ids: list[int] = field(init=False)
-    num_prompt_tokens: int = field(init=False)
     block_table: list[int] = field(init=False, default_factory=list)
     prefix_keys: list[Any] = field(init=False, default_factory=list)
     prefix_match: Any = field(init=False, default=None)
@@ -73,8 +69,6 @@ class Sequence:
     num_cached_tokens: int = field(init=False, default=-1)
     num_preemptions: int = field(init=False, default=0)
     slot: int = field(init=False, default=-1)
-    logprobs: list[dict[int, Logprob]] = field(init=False, default_factory=list)
-    prompt_logprobs: list[dict[int, Logprob] | None] | None = field(init=False, default=None)
     constraint: Constraint | None = field(init=False, default=None)
     needs_values: bool = field(init=False, default=False)
     samples_all: bool = field(init=False)
@@ -114,11 +108,6 @@ class Sequence:
         if self.num_output_tokens >= self.max_tokens or (self.needs_values and self.num_in_flight):
             return 0
         return len(self.token_ids) + self.num_in_flight - self.num_computed_tokens
-
-    @property
-    def needs_prompt_logits(self) -> bool:
-        """Whether log-probabilities of prompt tokens are still to be had."""
-        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt_tokens
 
     @property
     def num_skippable_tokens(self) -> int:
@@ -189,16 +178,6 @@ class Sequence:
             self.finish("stop")
         elif num_output >= self.max_tokens:
             self.finish("length")
-
-    def add_logprobs(self, position: int, logprobs: list[dict[int, Logprob]]) -> None:
-        """Take log-probabilities of the tokens from `position` on, of the prompt or of the output.
-
-        Those of a prompt come again if it was computed again; what is there already stays.
-        """
-        if position >= self.num_prompt_tokens:
-            self.logprobs += logprobs
-        elif self.prompt_logprobs is not None:
-            self.prompt_logprobs += logprobs[len(self.prompt_logprobs) - position :]
 
     def finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         """End the request: `stop`, `length`, `abort` or `error`. The scheduler lets go of it at the next `update`."""

@@ -10,7 +10,7 @@ from nanoflow.core.config.errors import RequestError, shown
 from nanoflow.core.config.integers import in_64_bits, nth_seed
 from nanoflow.core.config.sampling_params import RequestOutputKind, SamplingParams
 from nanoflow.core.data.messages import AddRequest
-from nanoflow.core.engine.limits import check_limits
+from nanoflow.core.engine.limits import LIMITED, check_limits
 from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.core.text.tokenizer import Tokenizer
 
@@ -62,7 +62,8 @@ class Admission:
         Raises:
             RequestError: it could never be served, with the numbers.
         """
-        check_limits(params, self.limits, self.vocab_size)
+        if params.n > 1 or any(getattr(params, field) for field in LIMITED):
+            check_limits(params, self.limits, self.vocab_size)
         prompt_token_ids = self._truncated(prompt_token_ids, params)
         length = len(prompt_token_ids)
         if length == 0:

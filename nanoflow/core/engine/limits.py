@@ -10,6 +10,11 @@ from nanoflow.core.config.engine_config import EngineConfig
 from nanoflow.core.config.errors import RequestError, shown
 from nanoflow.core.config.sampling_params import SamplingParams, StructuredOutputsParams
 
+LIMITED = (  # the fields of which there may be too much, beside `n`; where they are None, 0 or empty, there is not
+    "logprobs", "prompt_logprobs", "logit_bias", "stop", "bad_words", "cache_salt", "structured_outputs",
+    "allowed_token_ids", "stop_token_ids",
+)  # fmt: skip
+
 
 def check_limits(params: SamplingParams, limits: EngineConfig, vocab_size: int) -> None:
     """Whether sampling parameters keep to the engine's limits.

@@ -18,9 +18,9 @@ from nanoflow.core.execution import cuda_graphs as graphs
 from nanoflow.core.execution import kv_cache_size as memory
 from nanoflow.core.execution.local_executor import LocalExecutor
 from nanoflow.core.execution.model_runner import ModelRunner
+from nanoflow.core.execution.num_threads import pick_num_threads
 from nanoflow.core.execution.out_of_memory import told_if_too_large
 from nanoflow.core.execution.plan import Plan
-from nanoflow.core.execution.threads import pick_num_threads
 from nanoflow.core.kernels.register import select_ops
 from nanoflow.core.loading import dummy, safetensors
 from nanoflow.core.ops import Ops

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from nanoflow.core.config.errors import RequestError, shown
-from nanoflow.core.text.plain_text import plain
 from nanoflow.core.text.tokenizer import Tokenizer
 
 Prompt: TypeAlias = "str | list[int] | dict[str, Any]"
@@ -21,7 +20,7 @@ def encode(tokenizer: Tokenizer | None, prompt: Prompt, index: int = 0) -> tuple
     if isinstance(prompt, dict):
         text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
     if isinstance(text, str):
-        text = plain(text)
+        text = str.__str__(text)  # a plain one of a subclass, such as NumPy's
         return text, needed(tokenizer, "a prompt in words needs").encode(text)
     if not isinstance(token_ids, list | tuple) or not all(
         issubclass(kind, int) and kind is not bool for kind in set(map(type, token_ids))

@@ -2,50 +2,20 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterable
-from functools import cached_property
 from itertools import islice
 from typing import Any
 
 from nanoflow.core.config.errors import RequestError
-from nanoflow.core.text.byte_fallback import REPLACEMENT, ByteFallback, decoder_kinds
+from nanoflow.core.text.byte_fallback import REPLACEMENT
 from nanoflow.core.text.chat_template import render
-from nanoflow.core.text.plain_text import plain
+from nanoflow.core.text.vocabulary import Vocabulary
 
 NUM_CONTEXT = 8  # tokens of a prompt, on which the text of the first one after it may depend
 
 
-class Tokenizer:
-    """A Hugging Face tokenizer, reduced to what the engine needs.
-
-    Attributes:
-        is_context_free: whether a token has the same bytes at the start of a text as after others, as byte-level ones.
-        fallback: how bytes are decoded that some characters fall back to; None if there are none.
-        max_bytes: longer prompts are refused before they are tokenized, which would take long; None for no limit.
-    """
-
-    def __init__(self, hf_tokenizer: Any) -> None:
-        self.hf = hf_tokenizer
-        self.token_texts: dict[int, str] = {}
-        decoder = decoder_kinds(hf_tokenizer.backend_tokenizer) if self.is_fast else []
-        self.is_context_free = decoder == ["ByteLevel"]
-        self.fallback = ByteFallback(hf_tokenizer.backend_tokenizer) if "ByteFallback" in decoder else None
-        self.max_bytes: int | None = None
-
-    @property
-    def is_fast(self) -> bool:
-        """Whether it is one of the tokenizers library, which tells the bytes of each token."""
-        return bool(self.hf.is_fast)
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The tokenizer's end-of-sequence id."""
-        return self.hf.eos_token_id
-
-    def longest_token(self) -> int:
-        """Bytes of the longest name in the vocabulary, which are no fewer than those of the text that it stands for."""
-        return max((len(name.encode(errors="replace")) for name in self.hf.get_vocab()), default=1)
+class Tokenizer(Vocabulary):
+    """A Hugging Face tokenizer, reduced to what the engine needs."""
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt, special tokens added as the tokenizer does; or of what goes on with one, with none.
@@ -54,29 +24,6 @@ class Tokenizer:
             RequestError: the text is not valid Unicode, or too long.
         """
         return self._encode("The prompt", text, add_special_tokens)
-
-    @cached_property
-    def special_tokens(self) -> dict[str, int]:
-        """Ids of special tokens by their texts: those that `skip_special_tokens` leaves out."""
-        known = self.hf.added_tokens_decoder.items()
-        return {token.content: token_id for token_id, token in known if token.special}
-
-    @cached_property
-    def special_ids(self) -> frozenset[int]:
-        """The ids of `special_tokens`."""
-        return frozenset(self.special_tokens.values())
-
-    @cached_property
-    def _anchor(self) -> list[int]:
-        """A token to put before others so that they don't begin a text; empty if none is needed, or fits."""
-        if not self.is_fast or self.is_context_free:
-            return []
-        backend = self.hf.backend_tokenizer
-        found = ((letter, backend.token_to_id(letter)) for letter in string.ascii_letters)
-        fitting = (
-            token_id for letter, token_id in found if token_id is not None and backend.decode([token_id]) == letter
-        )
-        return list(islice(fitting, 1))
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids. A byte that is no part of a character is a replacement character, and spoils no other."""
@@ -142,6 +89,6 @@ class Tokenizer:
                     f"engine.max_prompt_bytes."
                 )
         try:
-            return self.hf.encode(plain(text), add_special_tokens=add_special_tokens)
+            return self.hf.encode(str.__str__(text), add_special_tokens=add_special_tokens)
         except (TypeError, UnicodeError):
             raise RequestError(f"{what} {text!r:.60} is not valid Unicode; leave out lone surrogates.") from None

@@ -11,19 +11,20 @@ from nanoflow import LLM
 from nanoflow.core.distributed import launch
 from nanoflow.core.distributed.cores import busy_cores, usable_cores
 from nanoflow.core.distributed.launch import worker_environment
-from nanoflow.core.execution import threads
-from nanoflow.core.execution.threads import Threads, pick_num_threads
+from nanoflow.core.execution import num_threads
+from nanoflow.core.execution.num_threads import pick_num_threads
+from nanoflow.core.execution.threads import Threads
 from tests.core.running import engine_of, greedy
 
-LARGE = 100 * threads.WEIGHTS_PER_THREAD
+LARGE = 100 * num_threads.WEIGHTS_PER_THREAD
 
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """A host of 16 cores that does nothing, for which PyTorch would take 16 threads."""
     host = {"cores": 16, "busy": 0.0, "torch": 16}
-    monkeypatch.setattr(threads, "usable_cores", lambda: host["cores"])
-    monkeypatch.setattr(threads, "busy_cores", lambda: host["busy"])
+    monkeypatch.setattr(num_threads, "usable_cores", lambda: host["cores"])
+    monkeypatch.setattr(num_threads, "busy_cores", lambda: host["busy"])
     monkeypatch.setattr(torch, "get_num_threads", lambda: host["torch"])
     return host
 
