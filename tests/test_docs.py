@@ -139,7 +139,8 @@ def test_models_are_listed() -> None:
 def test_the_index_has_every_page() -> None:
     """Each is linked from docs/README.md, with what it is about, and the README leads there."""
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
-    linked = {match[1] for match in re.finditer(r"^\d+\. \[[^\]]+\]\(([\w.]+?)(?:#[\w-]+)?\): \S", index, re.MULTILINE)}
+    links = re.finditer(r"^\d+\. \[[^\]]+\]\(([\w.-]+?)(?:#[\w-]+)?\): \S", index, re.MULTILINE)
+    linked = {match[1] for match in links}
     assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} <= linked
     assert "(docs/README.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -194,7 +194,7 @@ class LLM(Generation):
         num_finished = 0
         with self._submitted(requests) as inbox:
             while num_finished < len(requests):
-                with deferred_interrupts():
+                with deferred_interrupts(self.engine.executor.patience):
                     self._step(inbox)
                 while inbox:
                     index, output = inbox.popleft()

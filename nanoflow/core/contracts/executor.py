@@ -77,9 +77,11 @@ class Executor(ABC):
 
     Attributes:
         capabilities: what it is and what it has room for.
+        patience: seconds after which a Ctrl-C need not wait for the end of a step, since others may never come to it.
     """
 
     capabilities: Capabilities
+    patience: float | None = None
 
     @abstractmethod
     def submit(self, batch: Batch) -> PendingStep:

@@ -26,6 +26,8 @@ class RankExecutor(LocalExecutor):
         driver: the way to the workers, which are in their `worker_loop`.
     """
 
+    patience = 2.0
+
     def __init__(self, runner: ModelRunner, processors: LogitsProcessors, driver: Driver) -> None:
         super().__init__(runner, processors)
         self.driver = driver

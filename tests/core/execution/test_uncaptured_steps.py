@@ -13,8 +13,10 @@ from nanoflow.core.execution.uncaptured_steps import UncapturedSteps
 def test_once_for_each_size_and_only_where_somebody_listens(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    logger = logging.Logger("of its own", logging.WARNING)
-    logger.addHandler(caplog.handler)
+    logger = logging.getLogger("a logger of its own")
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.setLevel(logging.WARNING)
     monkeypatch.setattr(uncaptured_steps, "logger", logger)
     steps = UncapturedSteps()
     steps.note(100, 3)
