@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from nanoflow.core.config.engine_config import Config
+from nanoflow.core.config.engine_config import Config, SchedulerConfig
 from nanoflow.core.config.errors import CheckpointError
 from nanoflow.core.config.sampling_params import SamplingParams
-from nanoflow.core.contracts.block_manager import BlockManagerContext
+from nanoflow.core.contracts.block_manager import BlockManager, BlockManagerContext
 from nanoflow.core.contracts.contract_checks import CheckedBlockManager, CheckedScheduler
-from nanoflow.core.contracts.executor import Executor
-from nanoflow.core.contracts.observer import ObserverContext
-from nanoflow.core.contracts.scheduler import SchedulerContext
+from nanoflow.core.contracts.executor import Capabilities, Executor
+from nanoflow.core.contracts.observer import Observer, ObserverContext
+from nanoflow.core.contracts.scheduler import Scheduler, SchedulerContext
 from nanoflow.core.data.parallel import RankLost
 from nanoflow.core.distributed.launch import end_process, form_rank_group
 from nanoflow.core.distributed.rank_group import Driver, RankGroup, Worker
@@ -30,6 +30,7 @@ from nanoflow.core.execution.reference_executor import ReferenceExecutor
 from nanoflow.core.loading.generation_config import eos_token_ids, sampling_params
 from nanoflow.core.loading.hub import resolve
 from nanoflow.core.registry.registry import Registry
+from nanoflow.core.sampling.logits_processors import LogitsProcessors
 from nanoflow.core.text.load_tokenizer import load_tokenizer
 from nanoflow.core.text.tokenizer import Tokenizer
 from nanoflow.core.warmup.precompile import precompiled
@@ -122,34 +123,10 @@ def _build_engine(
     processors = make_processors(runner.model.vocab_size, runner.max_num_seqs, runner.ops)
     on_cpu = runner.device.type == "cpu"
     async_scheduling = options.accelerate and not on_cpu if options.overlap is None else options.overlap
-    executor: Executor
-    if isinstance(rank_group, Driver):
-        executor = RankExecutor(runner, processors, rank_group)
-    elif options.accelerate or async_scheduling:
-        executor = LocalExecutor(runner, processors)
-    else:
-        executor = ReferenceExecutor(runner, processors)
+    executor = _executor(runner, processors, rank_group, is_reference=not (options.accelerate or async_scheduling))
     capabilities = executor.capabilities
-    blocks_entry, blocks_options = registry.resolve("block_manager", config.plugins.get("block_manager"))
-    block_manager = blocks_entry.build(
-        blocks_options, BlockManagerContext(capabilities.num_kv_blocks, capabilities.block_size)
-    )
-    if options.debug:
-        block_manager = CheckedBlockManager(block_manager, str(blocks_entry))
-    scheduler_entry, _ = registry.resolve("scheduler", config.plugins.get("scheduler"))
-    scheduler = scheduler_entry.build(
-        plan.scheduler_config, SchedulerContext(block_manager, capabilities.max_model_len)
-    )
-    if options.debug:
-        scheduler = CheckedScheduler(scheduler, str(scheduler_entry), plan.scheduler_config, block_manager)
-
-    limits = plan.scheduler_config
-    observers = registry.build_several(
-        "observers", config.plugins.get("observers"),
-        ObserverContext(
-            clock, capabilities.num_kv_blocks, capabilities.block_size, limits.max_num_seqs, limits.budget
-        ),
-    )  # fmt: skip
+    scheduler, block_manager, policy_names = _policies(config, registry, plan.scheduler_config, capabilities)
+    observers = _observers(config, registry, plan.scheduler_config, capabilities, clock)
     from_checkpoint = options.generation_config == "auto"
     if tokenizer is not None:
         longest = max(LEAST_BYTES, capabilities.max_model_len * tokenizer.longest_token())
@@ -174,11 +151,47 @@ def _build_engine(
     return engine, {
         "checkpoint": str(config.checkpoint),
         **names,
-        "scheduler": scheduler_entry.component.name,
-        "block_manager": blocks_entry.component.name,
+        **policy_names,
         "device": capabilities.device,
         "dtype": str(plan.dtype).removeprefix("torch."),
     }
+
+
+def _executor(
+    runner: ModelRunner, processors: LogitsProcessors, rank_group: RankGroup, *, is_reference: bool
+) -> Executor:
+    if isinstance(rank_group, Driver):
+        return RankExecutor(runner, processors, rank_group)
+    return ReferenceExecutor(runner, processors) if is_reference else LocalExecutor(runner, processors)
+
+
+def _policies(
+    config: Config, registry: Registry, scheduler_config: SchedulerConfig, capabilities: Capabilities
+) -> tuple[Scheduler, BlockManager, dict[str, str]]:
+    """Scheduler and block manager, checked if `engine.debug` says so, and their names."""
+    blocks_entry, blocks_options = registry.resolve("block_manager", config.plugins.get("block_manager"))
+    block_manager = blocks_entry.build(
+        blocks_options, BlockManagerContext(capabilities.num_kv_blocks, capabilities.block_size)
+    )
+    if config.engine.debug:
+        block_manager = CheckedBlockManager(block_manager, str(blocks_entry))
+    entry, _ = registry.resolve("scheduler", config.plugins.get("scheduler"))
+    scheduler = entry.build(scheduler_config, SchedulerContext(block_manager, capabilities.max_model_len))
+    if config.engine.debug:
+        scheduler = CheckedScheduler(scheduler, str(entry), scheduler_config, block_manager)
+    names = {"scheduler": entry.component.name, "block_manager": blocks_entry.component.name}
+    return scheduler, block_manager, names
+
+
+def _observers(
+    config: Config, registry: Registry, scheduler_config: SchedulerConfig, capabilities: Capabilities,
+    clock: Callable[[], float],
+) -> list[Observer]:  # fmt: skip
+    context = ObserverContext(
+        clock, capabilities.num_kv_blocks, capabilities.block_size, scheduler_config.max_num_seqs,
+        scheduler_config.budget,
+    )  # fmt: skip
+    return registry.build_several("observers", config.plugins.get("observers"), context)
 
 
 def _build_runner(
