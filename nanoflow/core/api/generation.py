@@ -106,11 +106,8 @@ class Generation:
         requests = self._checked(prompts, sampling_params)
         outputs: dict[int, RequestOutput] = {}
         progress = Progress(self.engine.stats, len(requests)) if use_tqdm else nullcontext()
-        with (
-            self._submitted(requests) as inbox,
-            progress as shown,
-            deferred_interrupts(self.engine.executor.patience) as check_interrupts,
-        ):
+        interrupts = deferred_interrupts(self.engine.executor.patience)
+        with self._submitted(requests) as inbox, progress as shown, interrupts as check_interrupts:
             while len(outputs) < len(requests):
                 self._step(inbox)
                 check_interrupts()
