@@ -81,7 +81,7 @@ def test_serving(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_operations(capsys: pytest.CaptureFixture[str]) -> None:
     """Its example replaces one, which is used; and all of them are listed."""
-    (example,) = python_blocks("docs/ops.md")
+    (example,) = (block for block in python_blocks("docs/extension.md") if "nanoflow_operations" in block)
     plugin: dict[str, Any] = {}
     exec(example, plugin)
     assert capsys.readouterr().out.startswith("ours: [1, 4]\ntensor([[0.3780, 0.3780, 0.3780, 1.8898]]")
