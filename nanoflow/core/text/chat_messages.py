@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from nanoflow.core.config.errors import RequestError, shown
-from nanoflow.core.text.plain_text import plain
 
 SHAPE = "{'role': ..., 'content': ...}"
 TEXT_PART = "{'type': 'text', 'text': ...}"
@@ -56,13 +55,13 @@ def _checked_message(message: Any, index: int) -> dict[str, Any]:
         raise RequestError(
             f"The content of message {index} must be a text or a list of {TEXT_PART}, got {shown(content):.60}."
         )
-    changes = {"role": plain(role)} | ({"content": plain(content)} if "content" in message else {})
+    changes = {"role": _plain_text(role)} | ({"content": _plain_text(content)} if "content" in message else {})
     return {**message, **changes}
 
 
 def _checked_part(part: Any, index: int, place: int) -> dict[str, str]:
     if isinstance(part, str):
-        return {"type": "text", "text": plain(part)}
+        return {"type": "text", "text": _plain_text(part)}
     kind = part.get("type") if isinstance(part, Mapping) else part
     text = part.get("text") if isinstance(part, Mapping) and kind in TEXT_TYPES else None
     if not isinstance(text, str):
@@ -70,4 +69,9 @@ def _checked_part(part: Any, index: int, place: int) -> dict[str, str]:
             f"Part {place} of the content of message {index} must be {TEXT_PART}, since only text is served, got "
             f"{shown(kind if kind not in TEXT_TYPES else part):.60}."
         )
-    return {"type": "text", "text": plain(text)}
+    return {"type": "text", "text": _plain_text(text)}
+
+
+def _plain_text(value: Any) -> Any:
+    """A text of a subclass of `str`, such as NumPy's, as one of `str`; anything else as it is."""
+    return str.__str__(value) if isinstance(value, str) else value
